@@ -1,0 +1,53 @@
+# Everything runs in .venv, made on first use from setup.cfg and constraints.txt. A call that finds it complete installs nothing.
+
+PYTHON ?= python3
+PYTEST_ARGS ?=
+
+VENV := .venv
+EXTRAS := quickstart,peft,nlg,test,dev
+# The checkout's path is part of it: a virtual environment does not survive being moved.
+IDENTITY := $(shell { cat setup.cfg constraints.txt pyproject.toml; echo "$(CURDIR) $(EXTRAS)"; } | cksum | cut -d ' ' -f 1)
+STAMP := $(VENV)/.installed-$(IDENTITY)
+
+# Any shell but make's default one makes it look commands up in the PATH exported here.
+SHELL := /bin/bash
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help install train test check clean
+
+help: ## what can be made
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
+
+install: $(STAMP) ## the environment in .venv
+
+train: $(STAMP) ## the default fine-tuning run
+	deepspeed launch/train.py --deepspeed ds_configs/zero2.json
+
+test: check ## check, then all tests (PYTEST_ARGS="-k name" chooses)
+	@python -m pytest $(PYTEST_ARGS)
+
+check: $(STAMP) ## lint, format, types, import layers
+	ruff check .
+	ruff format --check .
+	mypy adakron launch
+	lint-imports --no-logo
+
+clean: ## remove .venv and everything else that can be made again (never runs/)
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# An environment without .complete was interrupted, or is another checkout's: it is made again from nothing.
+$(STAMP):
+	@command -v "$(PYTHON)" >/dev/null || { echo "make: no command '$(PYTHON)'; install Python 3.11 or newer, or name one: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: '$(PYTHON)' is $$("$(PYTHON)" -V 2>&1), AdaKron needs 3.11 or newer; name one: make PYTHON=python3.11" >&2; exit 1; }
+	@if [ "$$(cat $(VENV)/.complete 2>/dev/null)" != "$(CURDIR)" ]; then \
+		"$(PYTHON)" -m venv --clear $(VENV) || { echo "make: '$(PYTHON) -m venv' failed; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }; \
+	fi
+	@rm -f $(VENV)/.complete $(VENV)/.installed-*
+	@echo "make: installing into $(VENV); the first time takes a few minutes"
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[$(EXTRAS)]"
+	@echo "$(CURDIR)" > $(VENV)/.complete
+	@touch $@

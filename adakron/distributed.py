@@ -1,0 +1,162 @@
+"""Who this process is among its peers, and the few collectives that the rest of the code needs.
+
+Every helper does nothing, or the obvious local thing, in a single process, so no caller asks how many ranks there are.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from adakron.errors import ConfigError
+
+DEFAULT_TIMEOUT = timedelta(minutes=30)
+
+
+@dataclass(frozen=True)
+class World:
+    """The place of this process: its rank of world_size, its local_rank of local_world_size on this host."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_world_size: int = 1
+
+
+def read_world(environ: Mapping[str, str]) -> World:
+    """The place of this process, from the variables of torchrun and the DeepSpeed launcher, then Slurm's, else one process.
+
+    Raises ConfigError where the variables are incomplete or contradict each other.
+    """
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    found = [name for name in names if name in environ]
+    if found and len(found) < len(names):
+        raise ConfigError(
+            f"{', '.join(found)} set, but not {', '.join(n for n in names if n not in found)}: a launcher sets all of {', '.join(names)}; "
+            "start with deepspeed or torchrun, or unset them for one process"
+        )
+    if found:
+        local = environ.get("LOCAL_WORLD_SIZE") or environ.get("LOCAL_SIZE") or "1"
+        values = {name: environ[name] for name in names} | {"LOCAL_WORLD_SIZE": local}
+    elif "SLURM_PROCID" in environ and environ.get("SLURM_STEP_NUM_TASKS", "1") != "1":
+        values = {
+            "RANK": environ["SLURM_PROCID"],
+            "WORLD_SIZE": environ["SLURM_STEP_NUM_TASKS"],
+            "LOCAL_RANK": environ.get("SLURM_LOCALID", "0"),
+            "LOCAL_WORLD_SIZE": environ.get("SLURM_STEP_TASKS_PER_NODE", "1").split("(")[0].split(",")[0],
+        }
+    else:
+        return World()
+    try:
+        rank, size, local_rank, local_size = (int(values[name]) for name in (*names, "LOCAL_WORLD_SIZE"))
+    except ValueError as error:
+        raise ConfigError(f"the launcher's variables must be integers, got {values}; start with deepspeed or torchrun") from error
+    if not (0 <= rank < size and 0 <= local_rank):
+        raise ConfigError(f"the launcher's variables contradict each other: {values}; RANK must be in [0, WORLD_SIZE)")
+    return World(rank=rank, world_size=size, local_rank=local_rank, local_world_size=max(local_size, local_rank + 1))
+
+
+def use_threads(world: World, environ: Mapping[str, str]) -> int:
+    """Give this rank its share of the cores it may run on, unless OMP_NUM_THREADS decides; returns the number of threads."""
+    if "OMP_NUM_THREADS" not in environ:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(max(1, cores // world.local_world_size))
+    return torch.get_num_threads()
+
+
+def select_device(world: World, environ: Mapping[str, str]) -> torch.device:
+    """This rank's GPU, or the CPU where there is none or DS_ACCELERATOR=cpu asks for it."""
+    if environ.get("DS_ACCELERATOR") == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    count = torch.cuda.device_count()
+    if world.local_rank >= count:
+        raise ConfigError(f"local rank {world.local_rank} has no GPU: this host has {count}; start at most {count} processes per host")
+    device = torch.device("cuda", world.local_rank)
+    torch.cuda.set_device(device)
+    return device
+
+
+def form_group(world: World, device: torch.device, timeout: timedelta = DEFAULT_TIMEOUT) -> None:
+    """Form the process group (gloo on CPUs, NCCL and gloo on GPUs). One process gets a group of its own on a free port."""
+    if dist.is_initialized():
+        return
+    if world.world_size == 1 and "MASTER_ADDR" not in os.environ:
+        store = dist.TCPStore("127.0.0.1", 0, 1, is_master=True, timeout=timeout)
+        # DeepSpeed reads these even where the group exists already.
+        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(store.port))
+        dist.init_process_group(_backend(device), store=store, rank=0, world_size=1, timeout=timeout)
+        return
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if missing:
+        raise ConfigError(
+            f"{' and '.join(missing)} not set, with {world.world_size} processes; export the first host's name and a free port"
+        )
+    dist.init_process_group(_backend(device), rank=world.rank, world_size=world.world_size, timeout=timeout)
+
+
+def _backend(device: torch.device) -> str:
+    return "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+
+
+def leave_group() -> None:
+    """Leave the process group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def world_size() -> int:
+    """Number of ranks; 1 where no group was formed."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This rank; 0 where no group was formed."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def _alone() -> bool:
+    return world_size() == 1
+
+
+def barrier() -> None:
+    """Wait until every rank is here."""
+    if not _alone():
+        # An all-reduce of one number on the host: NCCL's own barrier would guess the device.
+        dist.all_reduce(torch.zeros(1))
+
+
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """The sum of the tensor over all ranks, in place and returned."""
+    if not _alone():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def all_reduce_max(tensor: Tensor) -> Tensor:
+    """The elementwise maximum of the tensor over all ranks, in place and returned."""
+    if not _alone():
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return tensor
+
+
+def broadcast_object(value: Any) -> Any:
+    """Rank 0's value, on every rank."""
+    if _alone():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def all_gather_object(value: Any) -> list[Any]:
+    """Every rank's value, in rank order, on every rank."""
+    if _alone():
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values

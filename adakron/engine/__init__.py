@@ -1,0 +1,1 @@
+"""The only room that imports deepspeed: its JSON, and the engine around `deepspeed.initialize`."""

@@ -1,0 +1,206 @@
+"""The DeepSpeed JSON: read, checked, its "auto" values filled in, everything DeepSpeed would decide silently written out.
+
+DeepSpeed 0.19.8 ignores unknown top-level keys, resolves no "auto", clips at 1.0 unless told otherwise, and accumulates and
+reduces bf16 gradients in bf16. All problems of a file are reported together, before any process group exists.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from adakron.errors import ConfigError
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+_PASSED_ON = {
+    "activation_checkpointing", "aio", "bf16", "checkpoint", "comms_logger", "communication_data_type", "data_types",
+    "disable_allgather", "dump_state", "flops_profiler", "fp16", "gradient_accumulation_steps", "gradient_clipping",
+    "gradient_predivide_factor", "log_level", "memory_breakdown", "prescale_gradients", "steps_per_print", "train_batch_size",
+    "train_micro_batch_size_per_gpu", "wall_clock_breakdown", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer",
+    "zero_optimization", "managed_gradient_accumulation",
+}  # fmt: skip
+
+_REFUSED = {
+    "optimizer": "the optimizer is set by flags (--learning_rate, --weight_decay, --adam_beta1, ...); remove the section",
+    "scheduler": "the schedule is set by flags (--lr_scheduler_type, --warmup_ratio, ...); remove the section",
+    "tensorboard": "metrics go to <output_dir>/tensorboard (--logging_dir); remove the section",
+    "csv_monitor": "metrics go to <output_dir>/metrics.jsonl; remove the section",
+    "wandb": "metrics go to <output_dir>/tensorboard and metrics.jsonl; remove the section",
+    "torch_autocast": 'the whole model runs in one precision; use "bf16" or "fp16" (fp16 autocast with ZeRO clips scaled gradients)',
+    "amp": 'DeepSpeed removed it; use "bf16" or "fp16"',
+    "elasticity": "DeepSpeed removed it; remove the section",
+    "sparse_gradients": "DeepSpeed removed it; remove it",
+    "compression_training": "DeepSpeed removed it; remove the section",
+    "curriculum_learning": "the data order is ours; remove the section",
+    "data_efficiency": "the data order is ours; remove the section",
+    "gradient_allreduce_op": "the loss of a step is already divided by its global target count; remove it",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunValues:
+    """What the flags and the launcher already decided; a JSON may say "auto" or the same.
+
+    micro_batch: examples per forward pass and rank. accumulation: micro-batches per step and rank.
+    """
+
+    micro_batch: int
+    accumulation: int
+    world_size: int
+    max_grad_norm: float
+    bf16: bool | None = None
+    fp16: bool | None = None
+
+    @property
+    def global_batch(self) -> int:
+        """Examples per optimizer step."""
+        return self.micro_batch * self.accumulation * self.world_size
+
+
+@dataclass(frozen=True)
+class DeepSpeedSettings:
+    """The resolved JSON: `config` goes to `deepspeed.initialize` as it is."""
+
+    config: dict[str, Any]
+    stage: int
+    precision: Precision
+
+
+def read_json(path: str) -> dict[str, Any]:
+    """The JSON object in a file. Raises ConfigError where there is none."""
+    file = Path(path)
+    if not file.is_file():
+        raise ConfigError(f"--deepspeed {path}: no such file; the project's own are ds_configs/*.json, e.g. ds_configs/zero2.json")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=_no_duplicates)
+    except (UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise ConfigError(f"--deepspeed {path}: not a JSON file ({error}); compare ds_configs/zero2.json") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"--deepspeed {path}: holds a {type(content).__name__}, not an object; compare ds_configs/zero2.json")
+    return content
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    twice = sorted({key for key in keys if keys.count(key) > 1})
+    if twice:
+        raise ValueError(f"key {', '.join(twice)} appears twice")
+    return dict(pairs)
+
+
+def resolve(source: dict[str, Any], values: RunValues, *, name: str = "the DeepSpeed JSON") -> DeepSpeedSettings:
+    """Fill in "auto", check everything against the run, and write out what DeepSpeed would otherwise decide.
+
+    Raises ConfigError with every problem found.
+    """
+    problems: list[str] = []
+    for key in source:
+        if key in _REFUSED:
+            problems.append(f'"{key}": {_REFUSED[key]}')
+        elif key not in _PASSED_ON:
+            problems.append(f'"{key}" is not a key that DeepSpeed and this engine know; check its spelling (compare ds_configs/zero2.json)')
+    config: dict[str, Any] = {key: value for key, value in source.items() if key in _PASSED_ON}
+    for key in ("bf16", "fp16", "zero_optimization", "data_types", "checkpoint", "aio"):
+        if not isinstance(config.get(key, {}), dict):
+            problems.append(f'"{key}" is {config[key]!r}; it must be an object (compare ds_configs/zero2.json)')
+            config[key] = {}
+
+    _agree(config, "train_micro_batch_size_per_gpu", values.micro_batch, "--per_device_train_batch_size", problems)
+    _agree(config, "gradient_accumulation_steps", values.accumulation, "--gradient_accumulation_steps", problems)
+    _agree(config, "train_batch_size", values.global_batch, "micro-batch x accumulation x processes", problems)
+    _agree(config, "gradient_clipping", float(values.max_grad_norm), "--max_grad_norm", problems)
+    precision = _precision(config, values, problems)
+    stage = _stage(config, problems)
+    _check_combination(config, stage, precision, problems)
+    if problems:
+        raise ConfigError([f"{name}: {problem}" for problem in problems])
+    _write_out(config, stage, precision)
+    return DeepSpeedSettings(config=config, stage=stage, precision=precision)
+
+
+def _agree(config: dict[str, Any], key: str, value: float, origin: str, problems: list[str]) -> None:
+    got = config.get(key, "auto")
+    if got != "auto" and (isinstance(got, bool) or got != value):
+        problems.append(f'"{key}" is {got!r}, but {origin} gives {value}; set it to "auto" or make them agree')
+    config[key] = value
+
+
+def _precision(config: dict[str, Any], values: RunValues, problems: list[str]) -> Precision:
+    enabled: dict[str, bool] = {}
+    for name, asked in (("bf16", values.bf16), ("fp16", values.fp16)):
+        section = dict(config.get(name, {}))
+        got = section.get("enabled", False)
+        if got == "auto":
+            got = bool(asked)
+        elif not isinstance(got, bool):
+            problems.append(f'"{name}.enabled" is {got!r}; it must be true, false or "auto"')
+            got = False
+        elif asked is not None and got != asked:
+            problems.append(
+                f'"{name}.enabled" is {str(got).lower()}, but the flag --{name} says {asked}; set it to "auto" or drop the flag'
+            )
+        enabled[name] = got
+        config[name] = section | {"enabled": got}
+    if enabled["bf16"] and enabled["fp16"]:
+        problems.append('"bf16" and "fp16" are both enabled; enable one')
+    if enabled["bf16"]:
+        return "bf16"
+    return "fp16" if enabled["fp16"] else "fp32"
+
+
+def _stage(config: dict[str, Any], problems: list[str]) -> int:
+    zero = config.setdefault("zero_optimization", {})
+    stage = zero.setdefault("stage", 0)
+    if isinstance(stage, bool) or stage not in (0, 1, 2, 3):
+        problems.append(f'"zero_optimization.stage" is {stage!r}; it must be 0, 1, 2 or 3')
+        return 0
+    return int(stage)
+
+
+def _check_combination(config: dict[str, Any], stage: int, precision: Precision, problems: list[str]) -> None:
+    if stage == 0 and precision != "fp32":
+        problems.append(
+            f"{precision} at ZeRO stage 0 trains wrongly in DeepSpeed 0.19.8 (an optimizer step at start in bf16, an unscaled loss in fp16); "
+            'set "zero_optimization.stage" to 1 or 2, or use fp32'
+        )
+    if config.get("checkpoint", {}).get("writer"):
+        problems.append('"checkpoint.writer": what such a writer saves cannot be loaded again in DeepSpeed 0.19.8; remove it')
+    for key in ("offload_optimizer", "offload_param"):
+        section = config["zero_optimization"].get(key)
+        if isinstance(section, dict) and section.get("device", "none") not in ("none", "cpu", "nvme"):
+            problems.append(f'"zero_optimization.{key}.device" is {section.get("device")!r}; it must be none, cpu or nvme')
+
+
+def _write_out(config: dict[str, Any], stage: int, precision: Precision) -> None:
+    # Every rank reports one backward per micro-batch and one step per global batch: the last batch of an epoch may be short.
+    config["managed_gradient_accumulation"] = False
+    config["zero_allow_untested_optimizer"] = True
+    # torch's AdamW also where the optimizer is offloaded: DeepSpeed's own needs a compiler and minutes at first use.
+    config["zero_force_ds_cpu_optimizer"] = False
+    config.setdefault("steps_per_print", 10**9)
+    if stage == 0:
+        # The engine clips by itself at stage 0, where DeepSpeed reports no gradient norm.
+        config["gradient_clipping"] = 0.0
+    else:
+        zero = config["zero_optimization"]
+        # DeepSpeed's 5e8 elements allocate gigabytes for gradients of a few hundred thousand parameters.
+        zero.setdefault("reduce_bucket_size", 5_000_000)
+        if stage < 3:
+            zero.setdefault("allgather_bucket_size", 5_000_000)
+        zero.setdefault("overlap_comm", False)
+    if precision == "bf16":
+        config["data_types"] = {"grad_accum_dtype": "fp32"} | config.get("data_types", {})
+        config.setdefault("communication_data_type", "fp32")
+
+
+def device_problem(precision: Precision, device_type: str) -> str | None:
+    """Why this device cannot run this precision, with the remedy; None where it can."""
+    from deepspeed.accelerator import get_accelerator
+
+    accelerator = get_accelerator()
+    if precision == "fp16" and not accelerator.is_fp16_supported():
+        return f"fp16 is not supported on this {device_type} device; use bf16 (ds_configs/zero2.json) or fp32 (ds_configs/zero2_fp32.json)"
+    if precision == "bf16" and not accelerator.is_bf16_supported():
+        return f"bf16 is not supported on this {device_type} device; use fp16 (ds_configs/zero2_fp16.json) or fp32 (ds_configs/zero2_fp32.json)"
+    return None

@@ -1,0 +1,170 @@
+"""The training engine: `deepspeed.initialize` around a model of which a known few parameters train.
+
+It knows no task, no data and no adapter: it takes parameter groups, sums of losses and target counts. The gradient of a
+global step is that of (sum of the losses of its valid targets) / (their global count), whatever the micro-batch, the
+accumulation and the number of ranks: each backward is scaled by world_size / global_targets, because DeepSpeed averages
+gradients over ranks, and DeepSpeed's own division by the accumulation steps is switched off.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.utils import safe_get_full_fp32_param
+from torch import Tensor, nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+
+from adakron import distributed
+from adakron.config import TrainingConfig
+from adakron.engine.ds_config import DeepSpeedSettings
+from adakron.engine.upstream import quiet_initialisation, ready_deepspeed
+from adakron.errors import ConfigError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def schedule_factor(kind: str, step: int, warmup: int, total: int) -> float:
+    """Learning rate of a step relative to its peak; step counts from 0.
+
+    A linear rise over the first `warmup` steps (the first step's rate is then 0, as in transformers' schedules), then
+    constant, linear to 0 at `total`, or half a cosine to 0 at `total`.
+    """
+    if step < warmup:
+        return step / max(1, warmup)
+    if kind == "constant":
+        return 1.0
+    done = min(1.0, (step - warmup) / max(1, total - warmup))
+    return 1.0 - done if kind == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+def warmup_steps(training: TrainingConfig, total: int) -> int:
+    """Warm-up in steps: warmup_steps where positive, else warmup_ratio of all steps, rounded up as transformers does."""
+    return training.warmup_steps if training.warmup_steps > 0 else math.ceil(total * training.warmup_ratio)
+
+
+class TrainingEngine:
+    """Forward, backward and step of the trainable parameters under ZeRO.
+
+    model: all of it on the host or device; parameters that do not require gradients stay as they are.
+    groups: the optimizer's parameter groups; together exactly the parameters that require gradients (ConfigError else).
+    total_steps: length of the schedule, in optimizer steps.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        groups: Sequence[Mapping[str, Any]],
+        settings: DeepSpeedSettings,
+        training: TrainingConfig,
+        *,
+        total_steps: int,
+        device: torch.device,
+    ):
+        _check_groups(model, groups)
+        self.settings = settings
+        self.device = device
+        self.global_step = 0
+        self.skipped_steps = 0
+        self._world_size = distributed.world_size()
+        self._clip = training.max_grad_norm
+        self._stage0_norm: Tensor | None = None
+        ready_deepspeed(device)
+        optimizer = AdamW(
+            [dict(group) for group in groups],
+            lr=training.learning_rate,
+            betas=(training.adam_beta1, training.adam_beta2),
+            eps=training.adam_epsilon,
+            weight_decay=training.weight_decay,
+        )
+        warmup = warmup_steps(training, total_steps)
+        kind = training.lr_scheduler_type
+        scheduler = LambdaLR(optimizer, lambda step: schedule_factor(kind, step, warmup, total_steps))
+        if settings.stage == 0:
+            optimizer.register_step_pre_hook(lambda *_: self._clip_at_stage0())
+        with quiet_initialisation():
+            self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, lr_scheduler=scheduler, config=settings.config)
+        self._named = {name: p for name, p in self._engine.module.named_parameters() if p.requires_grad}
+
+    @property
+    def precision(self) -> str:
+        """fp32, bf16 or fp16."""
+        return self.settings.precision
+
+    @property
+    def learning_rate(self) -> float:
+        """Learning rate of the next step."""
+        return float(self._engine.get_lr()[0])
+
+    @property
+    def grad_norm(self) -> Tensor | float | None:
+        """Global L2 norm of the last step's gradient before clipping; None before the first step."""
+        return self._stage0_norm if self.settings.stage == 0 else self._engine.get_global_grad_norm()
+
+    @property
+    def loss_scale(self) -> float:
+        """The fp16 scaler's factor; 1 in other precisions."""
+        return float(self._engine.optimizer.loss_scale) if self.precision == "fp16" else 1.0
+
+    def __call__(self, **inputs: Tensor) -> Any:
+        """The model's output. Always through here, never through the bare module: ZeRO-3 gathers weights around this call."""
+        return self._engine(**inputs)
+
+    def train(self) -> None:
+        """Dropout on."""
+        self._engine.train()
+
+    def eval(self) -> None:
+        """Dropout off."""
+        self._engine.eval()
+
+    def backward(self, loss_sum: Tensor, global_targets: int) -> None:
+        """Add one micro-batch's gradient. loss_sum: scalar, the sum over this rank's valid targets in this micro-batch.
+        global_targets: valid targets of the whole step on all ranks."""
+        self._engine.backward(loss_sum * (self._world_size / max(1, global_targets)), scale_wrt_gas=False)
+
+    def step(self) -> bool:
+        """Reduce, clip, update, advance the schedule. False where fp16 overflowed and the step was skipped."""
+        self._engine.step()
+        applied = bool(self._engine.was_step_applied())
+        if applied:
+            self.global_step += 1
+        else:
+            self.skipped_steps += 1
+        return applied
+
+    def trainable_tensors(self) -> dict[str, Tensor]:
+        """What trains, whole and in fp32 on the host, by parameter name. All ranks must call it together."""
+        tensors = {}
+        for name, parameter in self._named.items():
+            full = safe_get_full_fp32_param(parameter) if self.settings.stage else parameter
+            tensors[name] = full.detach().to("cpu", torch.float32, copy=True)
+        return tensors
+
+    def load_for_evaluation(self, tensors: Mapping[str, Tensor]) -> None:
+        """Replace the trainable parameters in the model, not in the optimizer: no training step may follow."""
+        for name, parameter in self._named.items():
+            with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=self.settings.stage == 3), torch.no_grad():
+                # At stage 3 only rank 0 holds the gathered parameter's data to be written; elsewhere every rank has its own.
+                if parameter.numel():
+                    parameter.copy_(tensors[name].to(parameter.device, parameter.dtype))
+
+    def _clip_at_stage0(self) -> None:
+        # DeepSpeed reports no gradient norm at stage 0 in fp32; the gradients are reduced by the time the optimizer steps.
+        limit = self._clip if self._clip > 0 else math.inf
+        self._stage0_norm = nn.utils.clip_grad_norm_(self._named.values(), limit)
+
+
+def _check_groups(model: nn.Module, groups: Sequence[Mapping[str, Any]]) -> None:
+    given = [id(p) for group in groups for p in group["params"]]
+    training = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
+    if not training:
+        raise ConfigError("nothing trains: no parameter of the model requires a gradient; adapt the model before building the engine")
+    if len(given) != len(set(given)) or set(given) != set(training):
+        missing = [name for key, name in training.items() if key not in set(given)]
+        raise ConfigError(
+            f"the optimizer's groups must hold exactly the trainable parameters, each once; got {len(given)} for {len(training)}, "
+            f"missing {missing[:5]}"
+        )

@@ -1,0 +1,71 @@
+"""Outputs of a model for a whole split: every rank takes its share of the same batches, the parts are put back in order."""
+
+import numpy as np
+import torch
+
+from adakron import distributed
+from adakron.data.sampler import evaluation_batches
+from adakron.errors import NumericalError
+from adakron.progress import progress_over
+from adakron.tasks.base import EncodedSplit, Forward, Task, to_device
+
+
+class Evaluator:
+    """Predicts and scores splits. batch_size: examples per forward pass and rank.
+
+    The batches, and so their padding, do not depend on the number of ranks; every rank runs equally many forward passes,
+    which ZeRO-3 needs. All ranks return the same.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        *,
+        batch_size: int,
+        pad_token_id: int,
+        device: torch.device,
+        world_size: int = 1,
+        rank: int = 0,
+        disable_progress: bool | None = None,
+    ):
+        self._task = task
+        self._batch_size = batch_size
+        self._pad_token_id = pad_token_id
+        self._device = device
+        self._world_size = world_size
+        self._rank = rank
+        self._disable_progress = disable_progress
+
+    @torch.no_grad()
+    def outputs(self, forward: Forward, encoded: EncodedSplit, name: str = "evaluating") -> np.ndarray:
+        """The task's outputs for every example, (examples, ...), in the split's order. The model must be in evaluation mode."""
+        mine: list[tuple[np.ndarray, np.ndarray]] = []
+        batches = evaluation_batches(encoded.lengths, self._batch_size, self._world_size, self._rank)
+        with progress_over(batches, name, self._disable_progress) as shown:
+            for indices in shown:
+                filler = len(indices) == 0
+                batch = self._task.collate(encoded, [0] if filler else indices, self._pad_token_id)
+                outputs = self._task.predict(forward, to_device(batch, self._device))
+                if not filler:
+                    mine.append((indices, outputs.cpu().numpy()))
+        parts = [part for rank_parts in distributed.all_gather_object(mine) for part in rank_parts]
+        return _in_order(parts, len(encoded))
+
+    def score(self, forward: Forward, split: str, encoded: EncodedSplit) -> dict[str, float]:
+        """The task's metrics on a labelled split. Raises NumericalError where an output is not finite."""
+        outputs = self.outputs(forward, encoded)
+        bad = ~np.isfinite(outputs.reshape(len(outputs), -1)).all(axis=1)
+        if bad.any():
+            raise NumericalError(
+                f"{int(bad.sum())} of {len(bad)} outputs on the {split} split are not finite, the first for example {int(bad.argmax())}; "
+                "training diverged: lower --learning_rate, or use fp32"
+            )
+        return self._task.score(split, outputs)
+
+
+def _in_order(parts: list[tuple[np.ndarray, np.ndarray]], examples: int) -> np.ndarray:
+    first = parts[0][1]
+    ordered = np.empty((examples, *first.shape[1:]), dtype=first.dtype)
+    for indices, outputs in parts:
+        ordered[indices] = outputs
+    return ordered

@@ -1,0 +1,119 @@
+"""Training metrics: kept on the device, reduced over ranks once per interval, written by rank 0 to files and TensorBoard."""
+
+import json
+import resource
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal, Protocol, TextIO
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from adakron import distributed
+
+Reduce = Literal["sum", "same", "max"]
+"""How one step's values of several ranks become one: added, equal on all ranks anyway, or the largest."""
+
+
+class Sink(Protocol):
+    """Where reduced metrics go. Exists on rank 0 only."""
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """values by name, such as "train/loss", at a global step."""
+
+    def close(self) -> None:
+        """Write out what is buffered."""
+
+
+class TensorBoardSink:
+    """Scalars for TensorBoard; the x axis is the global step."""
+
+    def __init__(self, folder: Path):
+        self._writer = SummaryWriter(str(folder))
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """One scalar per name."""
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flush the event file."""
+        self._writer.close()
+
+
+class JsonLinesSink:
+    """One JSON object per write, for programs: {"step": 10, "train/loss": 0.6, ...}."""
+
+    def __init__(self, file: Path):
+        self._file: TextIO = file.open("a", encoding="utf-8")
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Append and flush one line: a run that dies leaves its metrics."""
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class MetricRecorder:
+    """Collects values step by step without waiting for the device, and reduces them once per interval.
+
+    A metric's value for an interval is the mean over the recorded steps of the value reduced over ranks (the maximum for
+    "max"). All ranks must record the same names and flush together.
+    """
+
+    def __init__(self, sinks: Sequence[Sink] = ()):
+        self._sinks = list(sinks)
+        self._values: dict[str, list[Tensor]] = {}
+        self._reduce: dict[str, Reduce] = {}
+
+    def record(self, name: str, value: Tensor | float, reduce: Reduce = "same") -> None:
+        """Keep a scalar of this step. Tensors stay where they are."""
+        tensor = value.detach() if isinstance(value, Tensor) else torch.tensor(float(value))
+        self._values.setdefault(name, []).append(tensor.to(torch.float64 if tensor.device.type == "cpu" else torch.float32))
+        self._reduce[name] = reduce
+
+    def flush(self) -> dict[str, float]:
+        """The interval's reduced values, equal on every rank; starts a new interval."""
+        names = sorted(self._values)
+        local = {}
+        for name in names:
+            # The only place where the host waits for the device: once per interval.
+            stacked = torch.stack([value.cpu().double() for value in self._values[name]])
+            local[name] = stacked.max() if self._reduce[name] == "max" else stacked.mean()
+        totals = self._over_ranks(local, "sum", distributed.all_reduce_sum)
+        maxima = self._over_ranks(local, "max", distributed.all_reduce_max)
+        self._values.clear()
+        return {name: float((totals | maxima).get(name, local[name])) for name in names}
+
+    def _over_ranks(self, local: Mapping[str, Tensor], kind: Reduce, collective: "_Collective") -> dict[str, Tensor]:
+        names = [name for name in local if self._reduce[name] == kind]
+        if not names:
+            return {}
+        return dict(zip(names, collective(torch.stack([local[name] for name in names])), strict=True))
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Send values to every sink."""
+        for sink in self._sinks:
+            sink.write(step, values)
+
+    def close(self) -> None:
+        """Close every sink."""
+        for sink in self._sinks:
+            sink.close()
+
+
+class _Collective(Protocol):
+    def __call__(self, tensor: Tensor) -> Tensor: ...
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Largest memory of this rank so far, in MiB: allocated on a GPU, resident on a host."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10

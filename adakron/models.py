@@ -1,0 +1,262 @@
+"""Put adapters into a backbone: where (placement per architecture), what trains, and how much that is.
+
+What trains is decided by module, never by a substring of a parameter's name: the adapters, and the head modules whole.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from adakron.backbone import (
+    PACKAGED_MINILM,
+    Backbone,
+    head_modules,
+    is_inside,
+    load_backbone,
+    load_config,
+    model_class,
+    packaged_minilm,
+    quiet_transformers,
+    resolve_backbone,
+)
+from adakron.config import AdapterConfig, ModelConfig
+from adakron.errors import ConfigError
+from adakron.nn import AdaptedLayer, KroneckerAdapter, layer_width
+
+__all__ = [
+    "PACKAGED_MINILM",
+    "PLACEMENT",
+    "AdaptedModelInfo",
+    "Backbone",
+    "ParameterReport",
+    "adapt",
+    "assert_trainable",
+    "check_architecture",
+    "find_sites",
+    "load_backbone",
+    "load_config",
+    "packaged_minilm",
+    "parameter_report",
+    "resolve_backbone",
+    "trainable_groups",
+]
+
+_ENCODER_OUTPUT = r"(.+\.)?encoder\.layer\.\d+\.output\.dense"
+
+PLACEMENT: dict[str, str] = {
+    "bert": _ENCODER_OUTPUT,
+    "roberta": _ENCODER_OUTPUT,
+    "electra": _ENCODER_OUTPUT,
+    "deberta": _ENCODER_OUTPUT,
+    "deberta-v2": _ENCODER_OUTPUT,
+    "distilbert": r"(.+\.)?transformer\.layer\.\d+\.ffn\.lin2",
+    "gpt2": r"(.+\.)?h\.\d+\.mlp\.c_proj",
+}
+"""Model type -> regular expression, matched against whole module names, of each layer's last FFN projection.
+
+The adapter follows that projection, before dropout, LayerNorm and the residual sum, in every layer."""
+
+
+@dataclass(frozen=True)
+class AdaptedModelInfo:
+    """What trains in a model: names of the adapted layers in model order, and of the head modules."""
+
+    sites: tuple[str, ...]
+    head_modules: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ParameterReport:
+    """Parameter counts; a shared parameter counts once.
+
+    adapter, head: trained. backbone: frozen. sites: number of adapters.
+    percent: adapter parameters as a share of the backbone's, in percent, as the papers count (without the head).
+    """
+
+    adapter: int
+    head: int
+    backbone: int
+    percent: float
+    sites: int
+
+    @property
+    def trainable_percent(self) -> float:
+        """Adapter and head parameters as a share of all, in percent."""
+        return 100.0 * (self.adapter + self.head) / max(1, self.adapter + self.head + self.backbone)
+
+
+def check_architecture(config: ModelConfig, adapter: AdapterConfig, *, auto_class: str, options: Mapping[str, Any]) -> AdaptedModelInfo:
+    """Everything that can be wrong with backbone and placement, found without reading weights or using memory.
+
+    The model is built on the meta device from its configuration alone. Raises ConfigError.
+    """
+    architecture = load_config(config, options)
+    auto = model_class(auto_class)
+    with quiet_transformers(), torch.device("meta"):
+        try:
+            model = auto.from_config(architecture, trust_remote_code=config.trust_remote_code)
+        except ValueError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ConfigError(f"model type {architecture.model_type!r} has no {auto_class}: {reason} (set --model_name_or_path)") from error
+    return adapt(model, adapter, seed=0)
+
+
+def find_sites(model: PreTrainedModel, target_modules: str | None = None) -> list[str]:
+    """Names of the layers to adapt, in model order.
+
+    target_modules: regular expression matched against whole module names; None takes the architecture's entry in PLACEMENT.
+    Raises ConfigError, with the candidates, on an unknown architecture, a broken expression, no match or a match that is not
+    a linear layer.
+    """
+    model_type = model.config.model_type
+    pattern = PLACEMENT.get(model_type) if target_modules is None else target_modules
+    if pattern is None:
+        raise ConfigError(
+            f"no adapter placement is known for model type {model_type!r} (known: {', '.join(PLACEMENT)}); name the layers to adapt with"
+            f" --target_modules, a regular expression matched against whole module names. {_candidates(model)}"
+        )
+    try:
+        expression = re.compile(pattern)
+    except re.error as error:
+        raise ConfigError(f"target_modules {pattern!r} is not a regular expression: {error} (set --target_modules)") from None
+    matches = [(name, module) for name, module in model.named_modules() if expression.fullmatch(name)]
+    if not matches:
+        raise ConfigError(
+            f"target_modules {pattern!r} matches no module of {type(model).__name__}; it is matched against whole module names"
+            f" (set --target_modules). {_candidates(model)}"
+        )
+    wrong = [f"{name} ({type(module).__name__})" for name, module in matches if not _is_linear(module)]
+    if wrong:
+        raise ConfigError(
+            f"target_modules {pattern!r} matches modules that are not linear layers: {_some(wrong)}; adapters go behind linear"
+            f" layers only (set --target_modules). {_candidates(model)}"
+        )
+    return [name for name, _ in matches]
+
+
+def adapt(
+    model: PreTrainedModel,
+    config: AdapterConfig,
+    *,
+    seed: int,
+    new_parameters: Iterable[str] = (),
+    heads: Sequence[str] | None = None,
+) -> AdaptedModelInfo:
+    """Inject adapters (method "adakron"; "head" injects none), freeze the backbone, and let adapters and head train.
+
+    seed: of the adapters' initial values, which are the same on every rank and leave the global random state alone.
+    new_parameters: names of parameters that the checkpoint did not hold, as `load_backbone` returns them.
+    heads: names of the head modules, where they are known already (a saved adapter); default: `backbone.head_modules`.
+    """
+    if any(isinstance(module, AdaptedLayer) for module in model.modules()):
+        raise ConfigError(f"this {type(model).__name__} already has adapters; load the backbone anew")
+    names = head_modules(model, new_parameters) if heads is None else tuple(heads)
+    sites = find_sites(model, config.target_modules) if config.method == "adakron" else []
+    overlap = [site for site in sites if is_inside(site, names)]
+    if overlap:
+        raise ConfigError(f"target_modules matches layers of the head, which is trained whole: {_some(overlap)} (narrow --target_modules)")
+    generator = torch.Generator("cpu").manual_seed(seed)
+    for site in sites:
+        base_layer = model.get_submodule(site)
+        weight: Any = base_layer.weight
+        adapter = KroneckerAdapter(
+            layer_width(base_layer),
+            config.bottleneck_dim,
+            kron_factor=config.kron_factor,
+            factor_order=config.factor_order,
+            activation=config.activation,
+            init=config.adapter_init,
+            init_std=config.init_std,
+            device=weight.device,
+            # A quantised weight is an integer tensor; its layer's output has the dtype of the rest of the model.
+            dtype=weight.dtype if weight.is_floating_point() else model.dtype,
+            generator=generator,
+        )
+        model.set_submodule(site, AdaptedLayer(base_layer, adapter).train(base_layer.training))
+    model.requires_grad_(False)
+    info = AdaptedModelInfo(tuple(sites), names)
+    for parameter in [*_adapter_parameters(model, info), *_head_parameters(model, info)]:
+        parameter.requires_grad_(True)
+    return info
+
+
+def assert_trainable(model: PreTrainedModel, info: AdaptedModelInfo) -> None:
+    """Verify that exactly the adapters and the head train; ConfigError naming what differs, or that nothing trains."""
+    expected = {id(p) for p in [*_adapter_parameters(model, info), *_head_parameters(model, info)]}
+    if not expected:
+        raise ConfigError(f"nothing would be trained: {type(model).__name__} has neither adapters nor a head (set --method adakron)")
+    frozen = [name for name, p in model.named_parameters() if id(p) in expected and not p.requires_grad]
+    loose = [name for name, p in model.named_parameters() if id(p) not in expected and p.requires_grad]
+    problems = [f"parameters of adapters or head are frozen: {_some(frozen)}"] if frozen else []
+    problems += [f"parameters of the backbone would be trained: {_some(loose)}"] if loose else []
+    if problems:
+        raise ConfigError(problems)
+
+
+def parameter_report(model: PreTrainedModel, info: AdaptedModelInfo) -> ParameterReport:
+    """Counts of adapter, head and backbone parameters, also where ZeRO stage 3 has partitioned them."""
+    adapter = sum(map(_size, _adapter_parameters(model, info)))
+    head = sum(map(_size, _head_parameters(model, info)))
+    backbone = sum(map(_size, model.parameters())) - adapter - head
+    return ParameterReport(adapter, head, backbone, 100.0 * adapter / max(1, backbone), len(info.sites))
+
+
+def trainable_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Optimizer groups of all parameters that train: matrices with weight decay, biases and norm weights without.
+
+    Norm weights are vectors, and so is every bias but that of a stack of experts. A group without parameters is left out:
+    DeepSpeed cannot partition it.
+    """
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            is_matrix = len(getattr(parameter, "ds_shape", parameter.shape)) > 1
+            (decayed if is_matrix and name.rpartition(".")[2] != "bias" else plain).append(parameter)
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def _adapter_parameters(model: nn.Module, info: AdaptedModelInfo) -> list[nn.Parameter]:
+    adapters = [model.get_submodule(site) for site in info.sites]
+    return [parameter for layer in adapters if isinstance(layer, AdaptedLayer) for parameter in layer.adakron_adapter.parameters()]
+
+
+def _head_parameters(model: PreTrainedModel, info: AdaptedModelInfo) -> list[nn.Parameter]:
+    # A head may share parameters with the backbone (tied embeddings); those stay the backbone's.
+    frozen = {id(parameter) for name, parameter in model.named_parameters(remove_duplicate=False) if not is_inside(name, info.head_modules)}
+    found = [parameter for name in info.head_modules for parameter in model.get_submodule(name).parameters()]
+    return [parameter for parameter in found if id(parameter) not in frozen]
+
+
+def _size(parameter: Tensor) -> int:
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
+def _is_linear(module: nn.Module) -> bool:
+    try:
+        return layer_width(module) > 0
+    except ConfigError:
+        return False
+
+
+def _candidates(model: PreTrainedModel) -> str:
+    hidden = getattr(model.config, "hidden_size", None)
+    heads = head_modules(model)
+    linear = {
+        re.sub(r"(?<=\.)\d+(?=\.)", "N", name): layer_width(module)
+        for name, module in model.named_modules()
+        if _is_linear(module) and not is_inside(name, heads)
+    }
+    names = [name for name, width in linear.items() if hidden is None or width == hidden] or list(linear)
+    return f"Linear layers of the hidden width ({hidden}; N is a layer number): {_some(names, 20)}"
+
+
+def _some(names: Sequence[str], limit: int = 8) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

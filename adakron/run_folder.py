@@ -1,0 +1,109 @@
+"""What a run leaves in its output folder, and how that folder is claimed: never over another run's files by accident."""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from adakron.errors import CheckpointError, ConfigError
+
+RUN_FILE = "run.json"
+DEEPSPEED_FILE = "deepspeed.json"
+STATE_FILE = "trainer_state.json"
+METRICS_FILE = "metrics.jsonl"
+TENSORBOARD_FOLDER = "tensorboard"
+CHECKPOINT_PREFIX = "checkpoint-"
+
+_VERSIONED = ("adakron", "torch", "deepspeed", "transformers", "datasets", "evaluate", "numpy", "scikit-learn", "scipy", "tokenizers")
+
+
+def check_free(folder: Path, overwrite: bool) -> None:
+    """Raise ConfigError unless a run may write into the folder. Changes nothing."""
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"output_dir {folder} is a file; name a folder (--output_dir)")
+    parent = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise ConfigError(f"output_dir {folder} cannot be written: no permission in {parent}; name another folder (--output_dir)")
+    if not folder.is_dir():
+        return
+    content = sorted(entry.name for entry in folder.iterdir())
+    if content and not overwrite:
+        what = "already holds a run" if RUN_FILE in content else f"is not empty (holds {', '.join(content[:3])}, ...)"
+        raise ConfigError(f"output_dir {folder} {what}; name another folder (--output_dir), or replace it with --overwrite_output_dir")
+    if content and RUN_FILE not in content:
+        raise ConfigError(
+            f"output_dir {folder} is not empty and holds no run of this program ({', '.join(content[:3])}, ...): --overwrite_output_dir "
+            "replaces runs only; name another folder (--output_dir)"
+        )
+
+
+def claim(folder: Path) -> None:
+    """Make the folder, empty of a former run. Only rank 0 calls it, after `check_free` passed on every rank."""
+    if (folder / RUN_FILE).exists():
+        for entry in folder.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def write_json(file: Path, content: Any) -> None:
+    """Write a JSON file so that nobody ever sees half of it."""
+    partial = file.with_name(f".{file.name}.partial")
+    partial.write_text(json.dumps(content, indent=2, allow_nan=True) + "\n", encoding="utf-8")
+    os.replace(partial, file)
+
+
+def read_run(folder: str | Path) -> dict[str, Any]:
+    """The resolved configuration that a run wrote. Raises CheckpointError where there is none."""
+    file = Path(folder) / RUN_FILE
+    if not file.is_file():
+        raise CheckpointError(f"{folder} holds no {RUN_FILE}: it is not the output folder of a finished or started run; name one")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{file} is not valid JSON ({error}); the run folder is damaged") from error
+    if not isinstance(content, dict) or "config" not in content:
+        raise CheckpointError(f"{file} holds no configuration; the run folder is damaged or of another program")
+    return content
+
+
+def environment() -> dict[str, Any]:
+    """Versions that produced a run: Python, packages, the git revision of the working directory's checkout where there is one."""
+    versions = {}
+    for package in _VERSIONED:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return {"python": platform.python_version(), "platform": platform.platform(), "packages": versions, "git": git_revision()}
+
+
+def git_revision() -> str | None:
+    """Commit of the checkout that this code runs from, with "-dirty" where files differ; None outside a checkout."""
+    here = Path(__file__).resolve().parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def prune_checkpoints(folder: Path, keep: int | None, best_step: int | None) -> None:
+    """Delete all but the newest `keep` checkpoint folders and the best one. None keeps all."""
+    if keep is None:
+        return
+    steps = sorted(
+        int(p.name.removeprefix(CHECKPOINT_PREFIX)) for p in folder.glob(f"{CHECKPOINT_PREFIX}*") if p.name.split("-")[-1].isdigit()
+    )
+    for step in steps[:-keep]:
+        if step != best_step:
+            shutil.rmtree(folder / f"{CHECKPOINT_PREFIX}{step}")

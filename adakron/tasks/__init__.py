@@ -1,0 +1,50 @@
+"""The problems that can be trained: quickstart, the GLUE tasks, and own text data."""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from adakron.config import DataConfig, TrainingConfig
+from adakron.errors import ConfigError
+from adakron.tasks.base import Task
+from adakron.tasks.glue import GLUE_TASKS, GlueTask, TextTask
+from adakron.tasks.quickstart import QuickstartTask
+
+TASK_NAMES = ("quickstart", *GLUE_TASKS, "text")
+
+
+def create_task(data: DataConfig, training: TrainingConfig, model_options: Mapping[str, Any] | None = None) -> Task:
+    """The task that the settings name; it reads its data when first asked for it.
+
+    model_options: those that a saved run was trained with; its classes are kept then, whatever the data holds.
+    Raises ConfigError for an unknown task, and for settings that the task would ignore.
+    """
+    name = data.task_name
+    if name not in TASK_NAMES:
+        close = difflib.get_close_matches(name.lower().replace("-", ""), TASK_NAMES, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise ConfigError(f"task_name is {name!r}; it must be one of {', '.join(TASK_NAMES)}{hint} (set --task_name)")
+    problems = _ignored_settings(data)
+    if problems:
+        raise ConfigError(problems)
+    if model_options is not None and data.train_file is not None and not Path(data.train_file).expanduser().exists():
+        # What a saved run was trained on may be gone by now, and is not needed to evaluate it.
+        data = dataclasses.replace(data, train_file=None)
+    if name == "text":
+        return TextTask(data, training, saved_options=model_options)
+    return QuickstartTask(data, training) if name == "quickstart" else GlueTask(data, training)
+
+
+def _ignored_settings(data: DataConfig) -> list[str]:
+    if data.task_name == "text":
+        return []
+    rules = dict.fromkeys(("text_column", "text_pair_column", "label_column", "problem"), "has its own columns and labels")
+    if data.task_name == "quickstart":
+        rules |= dict.fromkeys(("data_dir", "train_file", "validation_file"), "writes its own reviews")
+    return [
+        f"{field} is {getattr(data, field)}, but task {data.task_name} {rule}; drop --{field}, or set --task_name text"
+        for field, rule in rules.items()
+        if getattr(data, field) is not None
+    ]

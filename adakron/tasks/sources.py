@@ -1,0 +1,218 @@
+"""Where a task's raw splits come from: files named one by one, a folder, or GLUE on the hub.
+
+Files are read by the datasets library; what goes wrong there ends in a DataError that names the file, the place and the flag.
+"""
+
+import contextlib
+import csv
+import io
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from adakron.config import DataConfig
+from adakron.errors import DataError
+
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+GLUE_ON_HUB = "nyu-mll/glue"
+MATCHED = "_matched"
+
+_BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+_FLAGS = {"train": "train_file", "validation": "validation_file", "test": "test_file"}
+
+
+@dataclass(frozen=True)
+class RawSplit:
+    """A split as it was read, and what to call its source in messages."""
+
+    dataset: datasets.Dataset
+    source: str
+
+
+def load_raw_splits(data: DataConfig, splits: Sequence[str], hub_task: str | None = None) -> dict[str, RawSplit]:
+    """The splits that exist, in the order of `splits`; of each, train_file and its kind win over data_dir.
+
+    A folder holds a split as <split>.jsonl, .json, .csv, .tsv or .parquet (or as <split>-00000-of-00001.parquet and so on);
+    MNLI's "validation" may also be called "validation_matched" there, its "test" "test_matched". hub_task: the GLUE task to
+    load from the hub where the settings name no file and no folder.
+
+    Raises DataError with everything that is missing or unreadable.
+    """
+    named = {split: Path(value).expanduser() for split, flag in _FLAGS.items() if (value := getattr(data, flag)) and split in splits}
+    if not named and data.data_dir is None:
+        if hub_task is None:
+            raise DataError(
+                f"task {data.task_name} has no data; give --train_file and --validation_file, or --data_dir with train and validation "
+                f"files ({', '.join(SUFFIXES)})"
+            )
+        return _load_from_hub(hub_task, splits)
+    missing = {_FLAGS[split]: path for split, path in named.items() if not path.is_file()}
+    problems = [f"{flag} is {path}, which {_why_not_a_file(path)} (set --{flag})" for flag, path in missing.items()]
+    files: dict[str, list[Path]] = {split: [path] for split, path in named.items()}
+    if data.data_dir is not None:
+        found, folder_problems = _search_folder(Path(data.data_dir).expanduser(), [split for split in splits if split not in named])
+        if not found and not named and not folder_problems:
+            folder_problems = [
+                f"data_dir is {data.data_dir}, which holds {_listing(Path(data.data_dir).expanduser())}; it must hold train and validation "
+                f"files named <split>{'|'.join(SUFFIXES)}, or files must be named with --train_file, --validation_file, --test_file"
+            ]
+        files |= found
+        problems += folder_problems
+    loaded: dict[str, RawSplit] = {}
+    for split in (split for split in splits if split in files and not problems):
+        try:
+            loaded[split] = RawSplit(_read(files[split]), f"{split} split ({files[split][0]})")
+        except DataError as error:
+            problems.append(str(error))
+    if problems:
+        raise DataError("\n".join(problems))
+    return loaded
+
+
+def _why_not_a_file(path: Path) -> str:
+    if path.is_dir():
+        return f"is a folder that holds {_listing(path)}; it must be a file"
+    if path.parent.is_dir():
+        return f"does not exist; {path.parent} holds {_listing(path.parent)}"
+    return f"does not exist, nor does the folder {path.parent}"
+
+
+def _listing(folder: Path) -> str:
+    names = sorted(path.name for path in folder.iterdir())
+    return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "") or "nothing"
+
+
+def _search_folder(folder: Path, splits: Sequence[str]) -> tuple[dict[str, list[Path]], list[str]]:
+    if not folder.is_dir():
+        return {}, [f"data_dir is {folder}, which is {'a file' if folder.exists() else 'missing'}; it must be a folder (set --data_dir)"]
+    found: dict[str, list[Path]] = {}
+    problems = []
+    for split in splits:
+        stems = (split, split + MATCHED) if f"{split}_mismatched" in splits else (split,)
+        candidates = [[path] for stem in stems for suffix in SUFFIXES if (path := folder / f"{stem}{suffix}").is_file()]
+        candidates += [shards for stem in stems if (shards := sorted(folder.glob(f"{stem}-*-of-*.parquet")))]
+        if len(candidates) > 1:
+            names = ", ".join(files[0].name for files in candidates)
+            problems.append(f"data_dir {folder} holds several files for {split}: {names}; keep one, or name one by its flag")
+        elif candidates:
+            found[split] = candidates[0]
+    return found, problems
+
+
+def _load_from_hub(task: str, splits: Sequence[str]) -> dict[str, RawSplit]:
+    try:
+        with _quiet():
+            everything = datasets.load_dataset(GLUE_ON_HUB, task)
+    except Exception as error:  # the hub client's errors have no common base: offline, unknown host, timeout, no such repository
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(
+            f"GLUE's {task} cannot be loaded from the hub ({GLUE_ON_HUB}): {reason}; name its files with --train_file and "
+            f"--validation_file, or their folder with --data_dir (train and validation: {', '.join(SUFFIXES)})"
+        ) from error
+    names = {split: name for split in splits for name in (split, split + MATCHED) if name in everything}
+    return {split: RawSplit(everything[name], f"{name} split ({GLUE_ON_HUB}, {task})") for split, name in names.items()}
+
+
+def _read(files: Sequence[Path]) -> datasets.Dataset:
+    path = files[0]
+    builder = _BUILDERS.get(path.suffix.lower())
+    if builder is None:
+        raise DataError(f"{path} has the ending {path.suffix!r}; it must be one of {', '.join(SUFFIXES)}")
+    if path.stat().st_size == 0:
+        raise DataError(f"{path} is empty; it must hold at least one example")
+    options = _csv_options(path) if builder == "csv" else {}
+    try:
+        with _quiet(), _cache_folder() as cache:
+            loaded = datasets.load_dataset(builder, data_files={"rows": [str(file) for file in files]}, split="rows", **cache, **options)
+    except Exception as error:  # the readers' errors (pyarrow, pandas, datasets) have no common base
+        raise DataError(_diagnosis(path, error)) from error
+    return loaded
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Load without progress bars and without the library's own error lines, which only repeat ours."""
+    bars, level = datasets.are_progress_bars_disabled(), datasets.utils.logging.get_verbosity()
+    datasets.disable_progress_bars()
+    datasets.utils.logging.set_verbosity(datasets.utils.logging.CRITICAL)
+    try:
+        yield
+    finally:
+        datasets.utils.logging.set_verbosity(level)
+        if not bars:
+            datasets.enable_progress_bars()
+
+
+@contextlib.contextmanager
+def _cache_folder() -> Iterator[dict[str, Any]]:
+    """Options that make the library work where its cache folder cannot be written to: a short-lived one, rows in memory."""
+    try:
+        os.makedirs(datasets.config.HF_DATASETS_CACHE, exist_ok=True)
+        with tempfile.TemporaryFile(dir=datasets.config.HF_DATASETS_CACHE):
+            pass
+    except OSError:
+        with tempfile.TemporaryDirectory() as folder:
+            yield {"cache_dir": folder, "keep_in_memory": True}
+    else:
+        yield {}
+
+
+def _csv_options(path: Path) -> dict[str, Any]:
+    """Read every cell as text: "NA" and "null" are words, and "007" is not a number. TSV, as GLUE's, has no quoting."""
+    tsv = path.suffix.lower() == ".tsv"
+    dialect: Mapping[str, Any] = {"delimiter": "\t" if tsv else ",", "quoting": csv.QUOTE_NONE if tsv else csv.QUOTE_MINIMAL}
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            header = next(csv.reader(file, **dialect), [])
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(_diagnosis(path, error)) from error
+    repeated = next((name for name in header if header.count(name) > 1), None)
+    if repeated is not None or not header:
+        found = "no header line" if repeated is None else f"the column {repeated!r} twice"
+        raise DataError(f"{path} has {found}; its first line must name every column once")
+    return {**dialect, "keep_default_na": False, "features": datasets.Features({name: datasets.Value("string") for name in header})}
+
+
+def _diagnosis(path: Path, error: Exception) -> str:
+    """Say where a file cannot be read: the readers report offsets into their own buffers."""
+    if path.suffix.lower() != ".parquet":
+        content = path.read_bytes()
+        for number, line in enumerate(content.split(b"\n"), start=1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError as decoding:
+                byte = line[decoding.start]
+                return f"{path}, line {number}: byte {decoding.start + 1} ({byte:#04x}) is not UTF-8; convert the file to UTF-8"
+        if _BUILDERS[path.suffix.lower()] == "json":
+            problem = _json_problem(content.decode("utf-8-sig"))
+            if problem:
+                return f"{path}, {problem}"
+    if "corresponds to no data" in str(error):
+        return f"{path} holds no rows; it must hold at least one example"
+    reason = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
+    return f"{path} cannot be read as {path.suffix[1:]}: {reason}"
+
+
+def _json_problem(text: str) -> str | None:
+    if text.lstrip().startswith("["):
+        try:
+            json.loads(text)
+        except json.JSONDecodeError as error:
+            return f"line {error.lineno}: {error.msg} (column {error.colno}); it must be a JSON list of objects"
+        return None
+    for number, line in enumerate(io.StringIO(text), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            return f"line {number}: {error.msg} (column {error.colno}); every line must be one JSON object"
+        if not isinstance(row, dict):
+            return f"line {number}: a JSON {type(row).__name__}, not an object; every line must be one JSON object"
+    return None

@@ -1,0 +1,257 @@
+"""The training loop. It knows an engine and a task, and neither a model nor an adapter."""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adakron.config import Interval, TrainingConfig
+from adakron.data.sampler import GlobalBatch, GlobalBatchSampler
+from adakron.engine.engine import TrainingEngine
+from adakron.errors import NumericalError
+from adakron.evaluator import Evaluator
+from adakron.metrics import MetricRecorder, peak_memory_mib
+from adakron.progress import TrainingProgress
+from adakron.tasks.base import EncodedSplit, Task, to_device
+
+LOWER_IS_BETTER = ("loss", "mse", "mae", "perplexity")
+
+SaveCheckpoint = Callable[[int, Mapping[str, Tensor], dict[str, Any]], None]
+"""Called on every rank with (global step, trainable tensors, trainer state)."""
+
+
+@dataclass
+class TrainState:
+    """Where training stands; written as trainer_state.json."""
+
+    global_step: int = 0
+    epoch: float = 0.0
+    max_steps: int = 0
+    skipped_steps: int = 0
+    best_metric: float | None = None
+    best_step: int | None = None
+    metric_for_best_model: str = ""
+    log_history: list[dict[str, float]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What training ended with.
+
+    tensors: the trainable parameters to keep, the best where load_best_model_at_end asked for them. loss: mean over all
+    steps. seconds: training alone, without evaluation and saving. samples, tokens: seen, without padding.
+    scores: the evaluation of exactly these tensors, with prefixes; None where training never evaluated them.
+    """
+
+    tensors: Mapping[str, Tensor]
+    loss: float
+    seconds: float
+    samples: int
+    tokens: int
+    state: TrainState
+    scores: Mapping[str, float] | None
+
+
+def total_steps(training: TrainingConfig, steps_per_epoch: int) -> int:
+    """Optimizer steps of a run."""
+    return training.max_steps if training.max_steps > 0 else math.ceil(training.num_train_epochs * steps_per_epoch)
+
+
+class Trainer:
+    """Runs the loop: micro-batches, steps, logging, evaluation, checkpoints, the best adapter.
+
+    evaluations: encoded splits to score, by split name; the first one decides what is best.
+    """
+
+    def __init__(
+        self,
+        engine: TrainingEngine,
+        task: Task,
+        sampler: GlobalBatchSampler,
+        train: EncodedSplit,
+        evaluations: Mapping[str, EncodedSplit],
+        training: TrainingConfig,
+        *,
+        evaluator: Evaluator,
+        recorder: MetricRecorder,
+        pad_token_id: int,
+        save_checkpoint: SaveCheckpoint,
+    ):
+        self._engine = engine
+        self._task = task
+        self._sampler = sampler
+        self._train = train
+        self._evaluations = evaluations
+        self._training = training
+        self._evaluator = evaluator
+        self._recorder = recorder
+        self._pad_token_id = pad_token_id
+        self._save_checkpoint = save_checkpoint
+        self._total = total_steps(training, sampler.steps_per_epoch)
+        self._state = TrainState(max_steps=self._total, metric_for_best_model=best_metric_name(training, task))
+        self._best: Mapping[str, Tensor] | None = None
+        self._best_scores: Mapping[str, float] | None = None
+        self._last_scores: tuple[int, Mapping[str, float]] | None = None
+        self._progress = TrainingProgress(self._total, training.disable_tqdm)
+        self._seconds = 0.0
+        self._samples = self._tokens = 0
+        self._loss_sum = 0.0
+        self._logged_step = 0
+        self._window = (0.0, 0, 0)  # seconds, samples, tokens at the last log line
+
+    def run(self) -> TrainResult:
+        """Train to the last step. All ranks together."""
+        self._engine.train()
+        started = time.perf_counter()
+        for epoch in range(10**9):
+            for index, batch in enumerate(self._sampler.epoch(epoch)):
+                if not self._step(batch):
+                    continue  # fp16 overflow: counted by the engine, the schedule stands still
+                self._state.epoch = epoch + (index + 1) / self._sampler.steps_per_epoch
+                step, last = self._engine.global_step, self._engine.global_step == self._total
+                self._progress.advance()
+                epoch_ends = index + 1 == self._sampler.steps_per_epoch
+                if step % self._training.logging_steps == 0 or last:
+                    self._seconds += time.perf_counter() - started
+                    self._log(step)
+                    started = time.perf_counter()
+                evaluate = self._due(self._training.eval_strategy, self._training.eval_steps or self._training.logging_steps, epoch_ends)
+                save = self._due(self._training.save_strategy, self._training.save_steps or 500, epoch_ends)
+                if evaluate or save:
+                    self._seconds += time.perf_counter() - started
+                    if evaluate:
+                        self._evaluate(step)
+                    if save:
+                        self._save(step)
+                    started = time.perf_counter()
+                if last:
+                    return self._finish()
+        raise AssertionError("unreachable: the last step returns")
+
+    def _step(self, batch: GlobalBatch) -> bool:
+        targets = int(self._train.target_counts[batch.examples].sum())
+        local_loss = torch.zeros((), dtype=torch.float32, device=self._engine.device)
+        for indices in batch.micro_batches:
+            filler = len(indices) == 0
+            collated = self._task.collate(self._train, batch.examples[:1] if filler else indices, self._pad_token_id)
+            loss_sum, _ = self._task.loss(self._engine, to_device(collated, self._engine.device))
+            if filler:
+                loss_sum = loss_sum * 0.0  # this rank has no examples left, but its peers wait for its gradients
+            self._engine.backward(loss_sum, targets)
+            local_loss += loss_sum.detach()
+        learning_rate = self._engine.learning_rate
+        if not self._engine.step():
+            return False
+        self._recorder.record("train/loss", local_loss / max(1, targets), "sum")
+        self._recorder.record("train/learning_rate", learning_rate)
+        if self._engine.grad_norm is not None:
+            self._recorder.record("train/grad_norm", self._engine.grad_norm)
+        self._samples += len(batch.examples)
+        self._tokens += int(self._train.lengths[batch.examples].sum())
+        return True
+
+    def _due(self, when: Interval, every: int, epoch_ends: bool) -> bool:
+        step = self._engine.global_step
+        if when == "no":
+            return False
+        return step == self._total or (epoch_ends if when == "epoch" else step % every == 0)
+
+    def _log(self, step: int) -> None:
+        seconds, samples, tokens = self._window
+        elapsed = max(1e-9, self._seconds - seconds)
+        self._recorder.record("train/samples_per_second", (self._samples - samples) / elapsed)
+        self._recorder.record("train/tokens_per_second", (self._tokens - tokens) / elapsed)
+        self._recorder.record("train/loss_scale", self._engine.loss_scale)
+        self._recorder.record("train/peak_memory_mib", peak_memory_mib(self._engine.device), "max")
+        self._recorder.record("train/epoch", self._state.epoch)
+        values = self._recorder.flush()
+        self._window = (self._seconds, self._samples, self._tokens)
+        self._loss_sum += values["train/loss"] * (step - self._logged_step)
+        self._logged_step = step
+        if not math.isfinite(values["train/loss"]):
+            raise NumericalError(
+                f"the training loss became {values['train/loss']} by step {step}; lower --learning_rate, clip with --max_grad_norm 1, "
+                "or train in fp32 (ds_configs/zero2_fp32.json)"
+            )
+        self._recorder.write(step, values)
+        self._remember(step, {name.removeprefix("train/"): value for name, value in values.items()})
+        shown = ("train/loss", "train/grad_norm", "train/learning_rate", "train/samples_per_second")
+        self._progress.report(step, {name: values[name] for name in shown if name in values})
+
+    def _remember(self, step: int, values: Mapping[str, float]) -> None:
+        self._state.global_step = step
+        self._state.skipped_steps = self._engine.skipped_steps
+        self._state.log_history.append({"step": step, "epoch": round(self._state.epoch, 4), **values})
+
+    def evaluate(self) -> dict[str, float]:
+        """Score every evaluation split with the parameters as they are; metrics with their prefixes, equal on all ranks."""
+        self._engine.eval()
+        values: dict[str, float] = {}
+        for split, encoded in self._evaluations.items():
+            prefix = evaluation_prefix(split)
+            started = time.perf_counter()
+            scores = self._evaluator.score(self._engine, split, encoded)
+            seconds = time.perf_counter() - started
+            values |= {f"{prefix}{name}": value for name, value in scores.items()}
+            cost = {"runtime": seconds, "samples": len(encoded), "samples_per_second": len(encoded) / seconds}
+            values |= {f"{prefix}{name}": float(value) for name, value in cost.items()}
+            self._recorder.write(self._engine.global_step, {f"{prefix[:-1]}/{name}": value for name, value in scores.items()})
+            text = "  ".join(f"{prefix}{name} {value:.4f}" for name, value in scores.items())
+            self._progress.say(f"step {self._engine.global_step}/{self._total}  {text}")
+        self._engine.train()
+        return values
+
+    def _evaluate(self, step: int) -> None:
+        values = self.evaluate()
+        self._remember(step, values)
+        self._last_scores = (step, values)
+        metric = values[f"eval_{self._state.metric_for_best_model}"]
+        best = self._state.best_metric
+        sign = 1.0 if greater_is_better(self._training, self._state.metric_for_best_model) else -1.0
+        if best is None or sign * metric > sign * best:
+            self._state.best_metric, self._state.best_step = metric, step
+            if self._training.load_best_model_at_end:
+                self._best, self._best_scores = self._engine.trainable_tensors(), values
+
+    def _save(self, step: int) -> None:
+        self._state.global_step = step
+        self._save_checkpoint(step, self._engine.trainable_tensors(), vars(self._state))
+
+    def _finish(self) -> TrainResult:
+        self._progress.close()
+        scores = None
+        if self._best is not None:
+            self._engine.load_for_evaluation(self._best)
+            scores = self._best_scores
+        elif self._last_scores is not None and self._last_scores[0] == self._total:
+            scores = self._last_scores[1]
+        tensors = self._best if self._best is not None else self._engine.trainable_tensors()
+        self._engine.eval()
+        return TrainResult(
+            tensors=tensors,
+            loss=self._loss_sum / self._total,
+            seconds=self._seconds,
+            samples=self._samples,
+            tokens=self._tokens,
+            state=self._state,
+            scores=scores,
+        )
+
+
+def best_metric_name(training: TrainingConfig, task: Task) -> str:
+    """The metric that decides what is best, without the prefix eval_."""
+    return (training.metric_for_best_model or task.metric_for_best).removeprefix("eval_")
+
+
+def greater_is_better(training: TrainingConfig, metric: str) -> bool:
+    """Whether a larger value of the metric is better."""
+    return metric not in LOWER_IS_BETTER if training.greater_is_better is None else training.greater_is_better
+
+
+def evaluation_prefix(split: str) -> str:
+    """The prefix of a split's metrics: "eval_" for validation, "eval_mismatched_" for validation_mismatched."""
+    return "eval_" + (split.removeprefix("validation").removeprefix("_") + "_" if split != "validation" else "")

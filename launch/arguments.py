@@ -1,0 +1,142 @@
+"""Command line and YAML recipe to configuration: default < recipe < command line. Unknown keys and flags are errors."""
+
+import argparse
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn, get_type_hints
+
+import yaml
+from transformers import HfArgumentParser
+
+from adakron.config import AdapterConfig, DataConfig, ModelConfig, RunConfig, TrainingConfig
+from adakron.errors import ConfigError
+
+GROUPS = (ModelConfig, AdapterConfig, DataConfig, TrainingConfig)
+DEFAULT_DEEPSPEED = Path(__file__).resolve().parent.parent / "ds_configs" / "zero2.json"
+
+
+class Parser(HfArgumentParser):  # type: ignore[misc]  # transformers ships no type for it
+    """argparse over the configuration classes, with one ConfigError instead of a page of usage and an exit."""
+
+    def __init__(self, groups: Sequence[type], description: str):
+        super().__init__(list(groups), description=description, allow_abbrev=False)
+        optional = {name for group in groups for name, hint in get_type_hints(group).items() if hint == bool | None}
+        for action in self._actions:
+            if action.dest in optional:  # transformers makes `--do_train` without a value an error where the default is None
+                action.nargs, action.const = "?", True
+
+    def error(self, message: str) -> NoReturn:
+        """Raise ConfigError with argparse's message."""
+        raise ConfigError(f"{message}; --help lists every flag")
+
+    def parse(self, arguments: Sequence[str], origin: str = "") -> argparse.Namespace:
+        """All arguments, or a ConfigError that names the unknown ones and what they may have meant."""
+        try:
+            namespace, unknown = self.parse_known_args(list(arguments))
+        except ConfigError as error:
+            raise ConfigError(f"{origin}{error}") from None
+        if unknown:
+            raise ConfigError([f"{origin}{self._unknown(token)}" for token in unknown if token.startswith("-")] or [
+                f"{origin}unexpected argument {unknown[0]!r}; values follow a flag, --help lists every flag"
+            ])  # fmt: skip
+        return namespace
+
+    def _unknown(self, token: str) -> str:
+        flag = token.split("=")[0]
+        known = [option for action in self._actions for option in action.option_strings]
+        near = difflib.get_close_matches(flag, known, n=2)
+        return f"unknown flag {flag}" + (f"; did you mean {' or '.join(near)}?" if near else "; --help lists every flag")
+
+
+def read_recipe(path: str) -> dict[str, Any]:
+    """The flat mapping of a YAML recipe. Raises ConfigError where the file is none."""
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"--config {path}: cannot be read ({error.strerror}); the project's own are launch/recipes/**/*.yaml") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {path}: not valid YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"--config {path}: must hold `key: value` lines, the keys being flags without the dashes")
+    return content
+
+
+def recipe_arguments(path: str, parser: Parser) -> list[str]:
+    """A recipe as command-line arguments, so that its values are checked exactly as typed ones are."""
+    known = {action.dest for action in parser._actions}
+    problems, arguments = [], []
+    for key, value in read_recipe(path).items():
+        if key not in known or key == "config":
+            near = difflib.get_close_matches(str(key), known, n=1)
+            problems.append(
+                f"--config {path}: unknown key {key!r}" + (f"; did you mean {near[0]}?" if near else "; keys are flags without the dashes")
+            )
+        elif isinstance(value, dict | list):
+            problems.append(f"--config {path}: {key} is a {type(value).__name__}; it must be a single value")
+        elif value is not None:
+            arguments.append(f"--{key}={value}")
+    if problems:
+        raise ConfigError(problems)
+    parser.parse(arguments, origin=f"--config {path}: ")
+    return arguments
+
+
+def add_launcher_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that launchers append; ranks are read from the environment."""
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=-1, help=argparse.SUPPRESS)
+
+
+def train_parser() -> Parser:
+    """The flags of launch/train.py."""
+    parser = Parser(GROUPS, "Fine-tune a frozen transformer with Kronecker adapters.")
+    parser.add_argument("--config", help="YAML recipe with flags as keys; flags on the command line win.")
+    parser.add_argument(
+        "--deepspeed", default=str(DEFAULT_DEEPSPEED), help="DeepSpeed JSON: ZeRO stage, precision, offload. See ds_configs/."
+    )
+    parser.add_argument(
+        "--apply_expert_soup", nargs="?", const=True, type=_boolean, default=None,
+        help="The published scripts' flag for what is the default here: --method adakron.",
+    )  # fmt: skip
+    add_launcher_flags(parser)
+    return parser
+
+
+def parse_train(arguments: Sequence[str]) -> RunConfig:
+    """The configuration of a training run. Raises ConfigError with all problems of all groups."""
+    parser = train_parser()
+    recipe = _recipe_path(arguments)
+    full = [*(recipe_arguments(recipe, parser) if recipe else []), *arguments]
+    namespace = parser.parse(full)
+    problems: list[str] = []
+    if namespace.apply_expert_soup and namespace.method != "adakron":
+        problems.append(f"--apply_expert_soup means --method adakron, but --method is {namespace.method}; drop one")
+    built: dict[type, Any] = {}
+    for group in GROUPS:
+        try:
+            built[group] = group(**{key: getattr(namespace, key) for key in group.__dataclass_fields__})
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    return RunConfig(
+        model=built[ModelConfig],
+        adapter=built[AdapterConfig],
+        data=built[DataConfig],
+        training=built[TrainingConfig],
+        deepspeed=namespace.deepspeed,
+    )
+
+
+def _recipe_path(arguments: Sequence[str]) -> str | None:
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--config")
+    return finder.parse_known_args(list(arguments))[0].config
+
+
+def _boolean(text: str) -> bool:
+    if text.lower() in ("true", "1", "yes"):
+        return True
+    if text.lower() in ("false", "0", "no"):
+        return False
+    raise argparse.ArgumentTypeError(f"expected true or false, got {text!r}")

@@ -1,0 +1,54 @@
+"""How every program starts and ends: rank-aware logging, one paragraph per error, true exit codes."""
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+
+from adakron import distributed
+from adakron.distributed import World
+from adakron.errors import AdaKronError
+from adakron.log import setup_logging
+
+EXIT_ERROR = 2
+"""Exit code of an error that the user can mend. An unexpected exception leaves with Python's 1 and its traceback."""
+
+
+def run_program(main: Callable[[Sequence[str], World], None]) -> int:
+    """Run a program's main with the command line and this process's place; the exit code.
+
+    An error is printed once per host: all ranks of a host see the same files and flags.
+    """
+    quiet_libraries()
+    try:
+        world = distributed.read_world(os.environ)
+    except AdaKronError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_ERROR
+    setup_logging(world.rank)
+    distributed.use_threads(world, os.environ)
+    try:
+        main(sys.argv[1:], world)
+    except AdaKronError as error:
+        if world.local_rank == 0:
+            print(_paragraph(error), file=sys.stderr, flush=True)
+        return EXIT_ERROR
+    finally:
+        distributed.leave_group()
+    return 0
+
+
+def _paragraph(error: AdaKronError) -> str:
+    lines = str(error).splitlines()
+    return f"error: {lines[0]}" if len(lines) == 1 else "\n".join([f"error: {len(lines)} problems", *(f"  - {line}" for line in lines)])
+
+
+def quiet_libraries() -> None:
+    """Silence the known harmless lines of the libraries, each by name."""
+    # huggingface tokenizers warns when a process forks after use; nothing here forks with a tokenizer in hand.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    # "Setting accelerator to CPU. If you have GPU ...": the run's own opening line names the device.
+    logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
+    # torch 2.13 renamed the collectives that DeepSpeed 0.19.8 still calls at ZeRO-3.
+    warnings.filterwarnings("ignore", category=FutureWarning, message=r".*(all_gather_into_tensor|reduce_scatter_tensor).*")

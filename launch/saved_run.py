@@ -1,0 +1,96 @@
+"""A finished run, opened again: its configuration, its backbone with the saved adapter, on the device and in its precision."""
+
+import argparse
+import dataclasses
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from adakron import adapter_io, distributed, models, run_folder
+from adakron.config import DataConfig, RunConfig
+from adakron.distributed import World
+from adakron.engine.engine import DTYPES
+from adakron.errors import CheckpointError, ConfigError
+from adakron.evaluator import Evaluator
+from adakron.tasks import create_task
+from adakron.tasks.base import Task
+from launch.arguments import Parser, add_launcher_flags
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """model: in evaluation mode, with the adapter and head of the folder. evaluator: for this world and batch size."""
+
+    folder: Path
+    config: RunConfig
+    task: Task
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    evaluator: Evaluator
+    device: torch.device
+
+
+def saved_run_parser(description: str) -> Parser:
+    """The flags common to the programs that use a saved run: its folder, and the data flags, which win over the saved ones."""
+    parser = Parser((DataConfig,), description)
+    for action in parser._actions:
+        if action.dest in DataConfig.__dataclass_fields__:
+            action.default = argparse.SUPPRESS
+    parser.add_argument("run_folder", help="Output folder of a run, or one of its checkpoint-<step> folders.")
+    parser.add_argument("--per_device_eval_batch_size", type=int, help="Examples per forward pass and rank. Default: the run's.")
+    parser.add_argument("--model_name_or_path", help="Where the run's backbone is now, if it moved.")
+    add_launcher_flags(parser)
+    return parser
+
+
+def open_run(options: argparse.Namespace, world: World) -> SavedRun:
+    """Load what a folder holds. Forms the process group once everything was found and checked."""
+    folder = Path(options.run_folder)
+    home = folder if (folder / run_folder.RUN_FILE).is_file() else folder.parent
+    record = run_folder.read_run(home if (home / run_folder.RUN_FILE).is_file() else folder)
+    try:
+        saved = RunConfig.from_dict(record["config"])
+        precision = DTYPES[record["precision"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{home / run_folder.RUN_FILE} does not fit this version: {error}") from error
+    given = {name: getattr(options, name) for name in DataConfig.__dataclass_fields__ if hasattr(options, name)}
+    model_config = saved.model
+    if options.model_name_or_path:
+        model_config = dataclasses.replace(model_config, model_name_or_path=options.model_name_or_path)
+    config = dataclasses.replace(saved, data=dataclasses.replace(saved.data, **given), model=model_config)
+    batch_size = options.per_device_eval_batch_size or config.training.per_device_eval_batch_size
+    if batch_size < 1:
+        raise ConfigError(f"per_device_eval_batch_size is {batch_size}; it must be at least 1")
+
+    device = distributed.select_device(world, os.environ)
+    adapter = adapter_io.read_adapter_config(folder)
+    task = create_task(config.data, config.training, model_options=adapter.model_options)
+    backbone = models.load_backbone(config.model, auto_class=adapter.auto_class, options=adapter.model_options, seed=config.training.seed)
+    adapter_io.load_adapter(backbone.model, folder)
+    model = backbone.model.to(device=device, dtype=precision).eval().requires_grad_(False)
+    evaluator = Evaluator(
+        task,
+        batch_size=batch_size,
+        pad_token_id=int(backbone.tokenizer.pad_token_id),
+        device=device,
+        world_size=world.world_size,
+        rank=world.rank,
+    )
+    return SavedRun(folder, config, task, model, backbone.tokenizer, evaluator, device)
+
+
+def splits_named(task: Task, asked: str | None, prefix: str) -> Sequence[str]:
+    """The split asked for, or all whose names start with prefix. Raises ConfigError where there is none."""
+    there = list(task.splits())
+    chosen = [asked] if asked in there else [] if asked else [name for name in there if name.startswith(prefix)]
+    if not chosen:
+        raise ConfigError(
+            f"no split {asked or prefix} among the data (found: {', '.join(there) or 'none'}); choose one with --split, or name files with "
+            "--validation_file, --test_file or --data_dir"
+        )
+    return chosen

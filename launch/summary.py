@@ -1,0 +1,38 @@
+"""The table at the end of a run."""
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from adakron.config import RunConfig
+from adakron.models import ParameterReport
+
+
+def summary_table(config: RunConfig, results: Mapping[str, Mapping[str, Any]], report: ParameterReport, folder: Path) -> str:
+    """Task, metrics, parameters, speed, memory, time, folder and what to type next, one line each."""
+    train, scores = results["train"], results["eval"]
+    total = report.adapter + report.head + report.backbone
+    rows = [("task", f"{config.data.task_name} ({config.adapter.method}, seed {config.training.seed})")]
+    rows += [(name, f"{value:.4f}") for name, value in scores.items() if name.startswith("eval_") and not _is_cost(name)]
+    rows += [
+        ("train loss", f"{train['train_loss']:.4f}"),
+        ("adapter parameters", f"{report.adapter:,} ({100 * report.adapter / total:.3f} % of {total:,})"),
+        ("head parameters", f"{report.head:,} ({100 * report.head / total:.3f} %)"),
+        ("backbone parameters", f"{report.backbone:,} (frozen)"),
+        ("speed", f"{train['train_samples_per_second']:.1f} samples/s, {train['train_tokens_per_second']:,.0f} tokens/s (without padding)"),
+        ("peak memory", f"{train['peak_memory_mib']:,.0f} MiB per rank"),
+        ("wall time", f"{train['wall_seconds']:.1f} s, {train['train_runtime']:.1f} s of it training"),
+        ("output folder", str(folder)),
+        ("evaluate", f"python launch/evaluate.py {shlex.quote(str(folder))}"),
+        ("predict", f"python launch/predict.py {shlex.quote(str(folder))} --text {shlex.quote('your text')}"),
+        ("watch", f"tensorboard --logdir {shlex.quote(str(folder))}"),
+    ]
+    width = max(len(name) for name, _ in rows)
+    body = [f"  {name:<{width}}  {value}" for name, value in rows]
+    rule = "-" * min(100, max(len(line) for line in body))
+    return "\n".join([rule, *body, rule])
+
+
+def _is_cost(name: str) -> bool:
+    return name.endswith(("_runtime", "_samples", "_samples_per_second"))

@@ -1,0 +1,254 @@
+"""Fine-tune a frozen transformer with Kronecker adapters: `deepspeed launch/train.py --deepspeed ds_configs/zero2.json`.
+
+Everything that can be wrong with the input is found before a process group is formed: flags, JSON, output folder, data, model.
+"""
+
+import sys
+from pathlib import Path
+
+if Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().parent:
+    del sys.path[0]  # a script's folder comes first on the path: evaluate.py there would hide the package evaluate
+
+
+import dataclasses
+import os
+import time
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adakron import adapter_io, distributed, models, run_folder
+from adakron.config import RunConfig
+from adakron.data.sampler import GlobalBatchSampler
+from adakron.distributed import World
+from adakron.engine import ds_config
+from adakron.engine.ds_config import DeepSpeedSettings
+from adakron.engine.engine import TrainingEngine
+from adakron.errors import ConfigError, DataError
+from adakron.evaluator import Evaluator
+from adakron.log import get_logger
+from adakron.metrics import JsonLinesSink, MetricRecorder, TensorBoardSink, peak_memory_mib
+from adakron.tasks import create_task
+from adakron.tasks.base import EncodedSplit, Task
+from adakron.trainer import Trainer, TrainResult, best_metric_name, total_steps
+from launch.arguments import parse_train
+from launch.program import run_program
+from launch.summary import summary_table
+
+logger = get_logger(__name__)
+
+
+def main(arguments: Sequence[str], world: World) -> None:
+    """Train, evaluate, save and report one run."""
+    started = time.perf_counter()
+    config = parse_train(arguments)
+    if config.training.do_train is False or (config.training.do_train is None and _any_stage(config)):
+        raise ConfigError("nothing to train: add --do_train, or use launch/evaluate.py and launch/predict.py on a saved run")
+    device = distributed.select_device(world, os.environ)
+    settings = resolve_deepspeed(config, world, device)
+    if config.training.output_dir:
+        run_folder.check_free(Path(config.training.output_dir), config.training.overwrite_output_dir)
+    task = create_task(config.data, config.training)
+    splits = splits_to_use(task, config)
+    backbone = models.load_backbone(config.model, auto_class=task.auto_class, options=task.model_options(), seed=config.training.seed)
+    info = models.adapt(backbone.model, config.adapter, seed=config.training.seed, new_parameters=backbone.new_parameters)
+    report = models.parameter_report(backbone.model, info)
+    encoded = {name: task.encode(name, backbone.tokenizer) for name in splits}
+
+    distributed.form_group(world, device)
+    folder = claim_folder(config, settings)
+    logger.info(
+        "%s on %d x %s, ZeRO-%d, %s: %s trainable of %s parameters (adapters %s in %d layers, head %s)",
+        config.adapter.method, world.world_size, device.type, settings.stage, settings.precision, f"{report.adapter + report.head:,}",
+        f"{report.adapter + report.head + report.backbone:,}", f"{report.adapter:,}", len(info.sites), f"{report.head:,}",
+    )  # fmt: skip
+    torch.manual_seed(config.training.seed + world.rank)  # dropout: a stream of its own on every rank
+    evaluator = Evaluator(
+        task,
+        batch_size=config.training.per_device_eval_batch_size,
+        pad_token_id=int(backbone.tokenizer.pad_token_id),
+        device=device,
+        world_size=world.world_size,
+        rank=world.rank,
+        disable_progress=config.training.disable_tqdm,
+    )
+    sampler = GlobalBatchSampler(
+        encoded["train"].lengths,
+        micro_batch=config.training.per_device_train_batch_size,
+        accumulation=config.training.gradient_accumulation_steps,
+        world_size=world.world_size,
+        rank=world.rank,
+        seed=config.training.seed,
+    )
+    engine = TrainingEngine(
+        backbone.model,
+        models.trainable_groups(backbone.model, config.training.weight_decay),
+        settings,
+        config.training,
+        total_steps=total_steps(config.training, sampler.steps_per_epoch),
+        device=device,
+    )
+
+    def save(target: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        if world.rank == 0:
+            target.mkdir(exist_ok=True)
+            adapter_io.save_adapter(
+                target,
+                tensors=tensors,
+                adapter=config.adapter,
+                info=info,
+                base_model=backbone.name,
+                auto_class=task.auto_class,
+                model_options=task.model_options(),
+            )
+            backbone.tokenizer.save_pretrained(target)
+            run_folder.write_json(target / run_folder.STATE_FILE, state)
+
+    def save_checkpoint(step: int, tensors: Mapping[str, Tensor], state: dict[str, Any]) -> None:
+        save(folder / f"{run_folder.CHECKPOINT_PREFIX}{step}", tensors, state)
+        if world.rank == 0:
+            run_folder.prune_checkpoints(folder, config.training.save_total_limit, state["best_step"])
+
+    recorder = MetricRecorder(_sinks(config, folder) if world.rank == 0 else ())
+    trainer = Trainer(
+        engine,
+        task,
+        sampler,
+        encoded["train"],
+        {name: encoded[name] for name in splits if name.startswith("validation")},
+        config.training,
+        evaluator=evaluator,
+        recorder=recorder,
+        pad_token_id=int(backbone.tokenizer.pad_token_id),
+        save_checkpoint=save_checkpoint,
+    )
+    result = trainer.run()
+    scores = result.scores if result.scores is not None or not evaluates(config) else trainer.evaluate()
+    save(folder, result.tensors, dataclasses.asdict(result.state))
+    predictions = {name: evaluator.outputs(engine, encoded[name], "predicting") for name in splits if name.startswith("test")}
+    memory = float(distributed.all_reduce_max(torch.tensor(peak_memory_mib(device))))
+    recorder.close()
+    if world.rank == 0:
+        for name, outputs in predictions.items():
+            task.write_predictions(name, outputs, folder / f"predict_results_{name}.tsv")
+        results = collect_results(config, result, scores, report, memory, time.perf_counter() - started)
+        write_results(folder, results)
+        print(summary_table(config, results, report, folder), flush=True)
+    distributed.barrier()
+
+
+def resolve_deepspeed(config: RunConfig, world: World, device: torch.device) -> DeepSpeedSettings:
+    """The DeepSpeed JSON, checked against flags, launcher and device."""
+    training = config.training
+    values = ds_config.RunValues(
+        micro_batch=training.per_device_train_batch_size,
+        accumulation=training.gradient_accumulation_steps,
+        world_size=world.world_size,
+        max_grad_norm=training.max_grad_norm,
+        bf16=training.bf16,
+        fp16=training.fp16,
+    )
+    settings = ds_config.resolve(ds_config.read_json(config.deepspeed), values, name=config.deepspeed)
+    problem = ds_config.device_problem(settings.precision, device.type)
+    if problem:
+        raise ConfigError(f"{config.deepspeed}: {problem}")
+    return settings
+
+
+def _any_stage(config: RunConfig) -> bool:
+    return bool(config.training.do_eval or config.training.do_predict)
+
+
+def evaluates(config: RunConfig) -> bool:
+    """Whether the run ends with an evaluation: asked for, or no do_ flag given at all."""
+    training = config.training
+    return bool(training.do_eval) or (training.do_eval is None and not training.do_train and not training.do_predict)
+
+
+def splits_to_use(task: Task, config: RunConfig) -> list[str]:
+    """The splits that this run needs, in order. Raises DataError where one is missing, ConfigError for an unknown metric."""
+    there = list(task.splits())
+    validation = [name for name in there if name.startswith("validation")]
+    tests = [name for name in there if name.startswith("test")]
+    problems = []
+    if "train" not in there:
+        problems.append(
+            f"task {task.name} has no train split (found: {', '.join(there) or 'none'}); give --train_file or a --data_dir with train.*"
+        )
+    if not validation and (evaluates(config) or config.training.eval_strategy != "no"):
+        problems.append(
+            f"task {task.name} has no validation split (found: {', '.join(there) or 'none'}); give --validation_file, or train without "
+            "evaluation: --do_train --eval_strategy no"
+        )
+    if config.training.do_predict and not tests:
+        problems.append(f"--do_predict: task {task.name} has no test split (found: {', '.join(there) or 'none'}); give --test_file")
+    if problems:
+        raise DataError("\n".join(problems))
+    metric = best_metric_name(config.training, task)
+    if metric not in (*task.metric_names, "loss"):
+        raise ConfigError(
+            f"metric_for_best_model is {metric}; {task.name} reports loss, {', '.join(task.metric_names)} (set --metric_for_best_model)"
+        )
+    return ["train", *validation, *(tests if config.training.do_predict else [])]
+
+
+def claim_folder(config: RunConfig, settings: DeepSpeedSettings) -> Path:
+    """The output folder, made by rank 0 and known to all, holding the resolved configuration."""
+    default = f"runs/{config.data.task_name}-{config.adapter.method}-seed{config.training.seed}-{datetime.now():%Y%m%d-%H%M%S}"
+    folder = Path(distributed.broadcast_object(config.training.output_dir or default))
+    if distributed.rank() == 0:
+        run_folder.claim(folder)
+        record = {"config": config.to_dict(), "precision": settings.precision, "command": sys.argv, **run_folder.environment()}
+        run_folder.write_json(folder / run_folder.RUN_FILE, record)
+        run_folder.write_json(folder / run_folder.DEEPSPEED_FILE, settings.config)
+    distributed.barrier()
+    return folder
+
+
+def _sinks(config: RunConfig, folder: Path) -> list[TensorBoardSink | JsonLinesSink]:
+    logging_dir = Path(config.training.logging_dir or folder / run_folder.TENSORBOARD_FOLDER)
+    return [TensorBoardSink(logging_dir), JsonLinesSink(folder / run_folder.METRICS_FILE)]
+
+
+def collect_results(
+    config: RunConfig, result: TrainResult, scores: Mapping[str, float] | None, report: models.ParameterReport, memory: float, wall: float
+) -> dict[str, dict[str, Any]]:
+    """The flat numbers of train_results.json and eval_results.json."""
+    seconds = max(1e-9, result.seconds)
+    train = {
+        "task": config.data.task_name,
+        "method": config.adapter.method,
+        "seed": config.training.seed,
+        "epoch": result.state.epoch,
+        "train_loss": result.loss,
+        "train_steps": result.state.global_step,
+        "skipped_steps": result.state.skipped_steps,
+        "train_samples": result.samples,
+        "train_tokens": result.tokens,
+        "train_runtime": result.seconds,
+        "train_samples_per_second": result.samples / seconds,
+        "train_tokens_per_second": result.tokens / seconds,
+        "train_steps_per_second": result.state.global_step / seconds,
+        "adapter_parameters": report.adapter,
+        "head_parameters": report.head,
+        "backbone_parameters": report.backbone,
+        "trainable_percent": report.percent,
+        "peak_memory_mib": memory,
+        "wall_seconds": wall,
+    }
+    return {"train": train, "eval": dict(scores or {})}
+
+
+def write_results(folder: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
+    """train_results.json, eval_results.json where there are any, and both as all_results.json."""
+    for name, values in results.items():
+        if values:
+            run_folder.write_json(folder / f"{name}_results.json", values)
+    run_folder.write_json(folder / "all_results.json", {key: value for values in results.values() for key, value in values.items()})
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(main))

@@ -1,0 +1,86 @@
+"""Start the real programs in processes of their own, and leave none behind."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A program that ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+    @property
+    def output(self) -> str:
+        """Both streams, for assertion messages."""
+        return f"exit {self.returncode}\n--- stdout\n{self.stdout[-6000:]}\n--- stderr\n{self.stderr[-6000:]}"
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def run(command: Sequence[str], *, cwd: Path = ROOT, env: Mapping[str, str] | None = None, timeout: float = 240) -> Finished:
+    """Run a command in a session of its own; whatever it started is killed with it. No network, two threads at most."""
+    environment = {
+        **{
+            key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+        },
+        "HF_HUB_OFFLINE": "1",
+        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        **(env or {}),
+    }
+    process = subprocess.Popen(
+        list(command), cwd=cwd, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        stdout, stderr = process.communicate(timeout=timeout)
+    finally:
+        # The DeepSpeed launcher orphans its ranks when it dies: the whole session goes.
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+    return Finished(process.returncode, stdout, stderr)
+
+
+def deepspeed(program: str, *arguments: str, ranks: int = 1, **options: Any) -> Finished:
+    """`deepspeed --num_accelerators N PROGRAM ARGUMENTS`, as users type it."""
+    command = [str(BIN / "deepspeed"), "--num_accelerators", str(ranks), "--master_port", str(free_port()), program, *arguments]
+    return run(command, **options)
+
+
+def python(program: str, *arguments: str, **options: Any) -> Finished:
+    """`python PROGRAM ARGUMENTS`."""
+    return run([sys.executable, program, *arguments], **options)
+
+
+def results(folder: Path) -> dict[str, Any]:
+    """all_results.json of a run."""
+    content: dict[str, Any] = json.loads((folder / "all_results.json").read_text())
+    return content
+
+
+def logged(folder: Path, name: str = "train/loss") -> list[float]:
+    """A metric's values by step, from metrics.jsonl."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line[name] for line in lines if name in line]

@@ -1,0 +1,59 @@
+"""Tiny random models and data sets: for what does not depend on what a model knows."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+
+WORDS = "the a film plot cast is was not very quite good bad dull bright long short and but or it we they".split()
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+def save_tiny_bert(folder: Path, *, dropout: float = 0.0, seed: int = 0, num_layers: int = 2, hidden_size: int = 32) -> Path:
+    """A random BERT with its own word-level tokenizer, as transformers saves them."""
+    vocabulary = {word: index for index, word in enumerate(SPECIAL + WORDS)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]",
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    config = BertConfig(
+        vocab_size=len(vocabulary), hidden_size=hidden_size, num_hidden_layers=num_layers, num_attention_heads=4, intermediate_size=64,
+        max_position_embeddings=64, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout, pad_token_id=0,
+    )  # fmt: skip
+    BertForSequenceClassification(config).bert.save_pretrained(folder)
+    fast.save_pretrained(folder)
+    return folder
+
+
+def sentences(count: int, seed: int = 0, longest: int = 12) -> list[str]:
+    """Random sentences of 2 to `longest` words."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(2, longest + 1, (count,), generator=generator).tolist()
+    return [" ".join(WORDS[i] for i in torch.randint(len(WORDS), (n,), generator=generator).tolist()) for n in lengths]
+
+
+def write_jsonl(file: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Rows as JSON lines."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(json.dumps(dict(row)) + "\n" for row in rows), encoding="utf-8")
+    return file
+
+
+def write_classification(folder: Path, *, train: int = 50, validation: int = 23, seed: int = 0) -> Path:
+    """train.jsonl and validation.jsonl with columns sentence and label: whether "good" comes before any "bad"."""
+    for split, count, offset in (("train", train, 0), ("validation", validation, 1), ("test", 5, 2)):
+        rows: list[dict[str, Any]] = [
+            {"sentence": text, "label": int("good" in text.split())} for text in sentences(count, seed * 10 + offset)
+        ]
+        write_jsonl(folder / f"{split}.jsonl", rows)
+    return folder

@@ -1,0 +1,95 @@
+import shlex
+
+import pytest
+
+from adakron.errors import ConfigError
+from launch.arguments import parse_train
+
+# The published README's quick start, its script replaced by launch/train.py (method.md 2.1).
+QUICK_START = """
+--task_name mnli --do_train --do_eval --max_seq_length 128 --per_device_train_batch_size 64 --learning_rate 3e-4
+--num_train_epochs 20 --evaluation_strategy epoch --save_strategy epoch --warmup_ratio 0.06 --apply_expert_soup
+--adapter_size 16 --seed 1234 --weight_decay 0.1 --overwrite_output_dir --logging_steps 1000 --logging_dir DIR
+"""
+
+
+def test_without_arguments_everything_has_its_default():
+    config = parse_train([])
+    assert config.data.task_name == "quickstart"
+    assert config.adapter.method == "adakron"
+    assert config.deepspeed.endswith("zero2.json")
+
+
+def test_the_published_quick_start_means_what_it_says():
+    config = parse_train(shlex.split(QUICK_START))
+    assert (config.data.task_name, config.data.max_seq_length) == ("mnli", 128)
+    assert (config.adapter.method, config.adapter.bottleneck_dim, config.adapter.kron_factor) == ("adakron", 16, 4)
+    training = config.training
+    assert (training.do_train, training.do_eval, training.do_predict) == (True, True, None)
+    assert (training.per_device_train_batch_size, training.learning_rate, training.num_train_epochs) == (64, 3e-4, 20.0)
+    assert (training.eval_strategy, training.save_strategy) == ("epoch", "epoch")
+    assert (training.warmup_ratio, training.weight_decay, training.seed) == (0.06, 0.1, 1234)
+    assert (training.overwrite_output_dir, training.logging_steps, training.logging_dir) == (True, 1000, "DIR")
+
+
+def test_default_is_below_recipe_is_below_command_line(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("learning_rate: 3e-4\nbottleneck_dim: 16\ntask_name: rte\ndo_train: true\ncache_dir: null\n")
+    config = parse_train(["--config", str(recipe), "--bottleneck_dim", "32"])
+    assert config.training.learning_rate == 3e-4  # YAML itself reads 3e-4 as a string
+    assert config.adapter.bottleneck_dim == 32
+    assert config.data.task_name == "rte"
+    assert config.training.do_train is True
+    assert config.training.weight_decay == 0.0
+
+
+def test_launcher_flags_are_accepted():
+    assert parse_train(["--local_rank=1"]).training.seed == 42
+    assert parse_train(["--local-rank", "0"]).training.seed == 42
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("--learning_rat 1", "did you mean --learning_rate"),
+        ("--task cola", "unknown flag --task"),
+        ("--learning_rate fast", "learning_rate"),
+        ("--bottleneck_dim 50", r"bottleneck_dim \(50\) must be divisible by kron_factor \(4\); try --bottleneck_dim 48 or 52"),
+        ("--warmup_ratio 2", "warmup_ratio is 2.0"),
+        ("--lr_scheduler_type quadratic", "lr_scheduler_type"),
+        ("--method head --apply_expert_soup", "drop one"),
+        ("--bf16 --fp16", "choose one"),
+        ("--max_steps 0", "max_steps is 0"),
+        ("--learning_rate nan", "learning_rate is nan"),
+        ("--load_best_model_at_end --eval_strategy no", "--eval_strategy"),
+        ("stray", "unexpected argument 'stray'"),
+        ("--config nowhere.yaml", "nowhere.yaml"),
+    ],
+)
+def test_a_bad_argument_is_one_clear_error(arguments, said):
+    with pytest.raises(ConfigError, match=said):
+        parse_train(shlex.split(arguments))
+
+
+def test_problems_of_several_groups_are_reported_together():
+    with pytest.raises(ConfigError) as caught:
+        parse_train(shlex.split("--bottleneck_dim 50 --max_seq_length 0 --seed -1"))
+    assert len(caught.value.problems) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("learning_rte: 1", "unknown key 'learning_rte'; did you mean learning_rate"),
+        ("learning_rate: [1, 2]", "learning_rate is a list"),
+        ("- a\n- b", "must hold `key: value` lines"),
+        ("a: b: c", "not valid YAML"),
+        ("lr_scheduler_type: quadratic", "recipe.yaml.*quadratic"),
+        ("seed: yes", "recipe.yaml.*seed"),
+    ],
+)
+def test_a_bad_recipe_is_one_clear_error(tmp_path, text, said):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        parse_train(["--config", str(recipe)])

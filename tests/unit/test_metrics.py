@@ -1,0 +1,36 @@
+import json
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from adakron.metrics import JsonLinesSink, MetricRecorder, TensorBoardSink, peak_memory_mib
+
+
+def test_an_interval_is_the_mean_over_its_steps_and_the_maximum_where_asked():
+    recorder = MetricRecorder()
+    for value in (1.0, 2.0, 6.0):
+        recorder.record("train/loss", torch.tensor(value, requires_grad=True), "sum")
+        recorder.record("train/peak", value, "max")
+    assert recorder.flush() == {"train/loss": 3.0, "train/peak": 6.0}
+    assert recorder.flush() == {}
+
+
+def test_sinks_hold_what_was_written(tmp_path):
+    recorder = MetricRecorder([TensorBoardSink(tmp_path / "tb"), JsonLinesSink(tmp_path / "metrics.jsonl")])
+    recorder.write(10, {"train/loss": 0.5})
+    recorder.write(20, {"train/loss": 0.25, "eval/accuracy": 0.9})
+    recorder.close()
+    events = EventAccumulator(str(tmp_path / "tb")).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [(10, 0.5), (20, 0.25)]
+    assert events.Scalars("eval/accuracy")[0].step == 20
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines == [{"step": 10, "train/loss": 0.5}, {"step": 20, "train/loss": 0.25, "eval/accuracy": 0.9}]
+
+
+def test_peak_memory_grows_with_what_is_held():
+    before = peak_memory_mib(torch.device("cpu"))
+    held = torch.ones(64, 2**20)  # 256 MiB
+    assert peak_memory_mib(torch.device("cpu")) >= before
+    assert peak_memory_mib(torch.device("cpu")) == pytest.approx(before + 256, rel=1.0)
+    del held

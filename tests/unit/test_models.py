@@ -1,0 +1,252 @@
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+
+from adakron.config import AdapterConfig
+from adakron.errors import ConfigError
+from adakron.models import AdaptedModelInfo, adapt, assert_trainable, find_sites, parameter_report, trainable_groups
+from adakron.nn import AdaptedLayer, KroneckerAdapter, adapter_parameter_count
+from tests.helpers.architectures import SIZES, tiny_batch, tiny_model
+
+CONFIG = AdapterConfig(bottleneck_dim=8)
+SITES = {
+    "bert": ["bert.encoder.layer.0.output.dense", "bert.encoder.layer.1.output.dense"],
+    "roberta": ["roberta.encoder.layer.0.output.dense", "roberta.encoder.layer.1.output.dense"],
+    "electra": ["electra.encoder.layer.0.output.dense", "electra.encoder.layer.1.output.dense"],
+    "deberta": ["deberta.encoder.layer.0.output.dense", "deberta.encoder.layer.1.output.dense"],
+    "deberta-v2": ["deberta.encoder.layer.0.output.dense", "deberta.encoder.layer.1.output.dense"],
+    "distilbert": ["distilbert.transformer.layer.0.ffn.lin2", "distilbert.transformer.layer.1.ffn.lin2"],
+    "gpt2": ["transformer.h.0.mlp.c_proj", "transformer.h.1.mlp.c_proj"],
+}
+HEADS = {
+    "bert": ["classifier"],
+    "roberta": ["classifier"],
+    "electra": ["classifier"],
+    "deberta": ["pooler", "classifier"],
+    "deberta-v2": ["pooler", "classifier"],
+    "distilbert": ["pre_classifier", "classifier"],
+    "gpt2": ["score"],
+}
+every_architecture = pytest.mark.parametrize("model_type", SIZES)
+
+
+def logits(model: PreTrainedModel) -> torch.Tensor:
+    return model(**tiny_batch()).logits
+
+
+@every_architecture
+def test_sites_heads_and_what_trains(model_type: str) -> None:
+    model = tiny_model(model_type)
+    info = adapt(model, CONFIG, seed=1)
+    assert list(info.sites) == SITES[model_type] and list(info.head_modules) == HEADS[model_type]
+    assert_trainable(model, info)
+    allowed = tuple(f"{site}.adakron_adapter." for site in info.sites) + tuple(f"{head}." for head in info.head_modules)
+    logits(model).square().sum().backward()
+    for name, parameter in model.named_parameters():
+        trained = name.startswith(allowed)
+        assert parameter.requires_grad == trained, name
+        # Every adapter parameter is reached by the gradient and really moves; nothing frozen collects one.
+        assert (parameter.grad is not None and bool(parameter.grad.any())) == trained, name
+    assert {type(model.get_submodule(site).base_layer).__name__ for site in info.sites} == {"Conv1D" if model_type == "gpt2" else "Linear"}
+
+
+@every_architecture
+def test_starts_near_the_backbone_and_disabling_gives_it_back(model_type: str) -> None:
+    before = logits(tiny_model(model_type))
+    model = tiny_model(model_type)
+    adapt(model, CONFIG, seed=1)
+    after = logits(model)
+    assert not torch.equal(after, before)
+    assert (after - before).norm() < 0.05 * before.norm()
+    for module in model.modules():
+        if isinstance(module, AdaptedLayer):
+            module.enabled = False
+    assert torch.equal(logits(model), before)
+
+
+@every_architecture
+def test_identity_start_is_bit_equal(model_type: str) -> None:
+    model = tiny_model(model_type)
+    adapt(model, AdapterConfig(bottleneck_dim=8, adapter_init="identity"), seed=1)
+    assert torch.equal(logits(model), logits(tiny_model(model_type)))
+
+
+def test_initial_values_depend_on_the_seed_only() -> None:
+    def values(seed: int, global_seed: int) -> torch.Tensor:
+        torch.manual_seed(global_seed)
+        state = torch.get_rng_state()
+        model = tiny_model("bert")
+        info = adapt(model, CONFIG, seed=seed)
+        assert torch.equal(torch.get_rng_state(), state)
+        layers = [model.get_parameter(f"{site}.adakron_adapter.down_b.weight") for site in info.sites]
+        assert not torch.equal(layers[0], layers[1])
+        return torch.stack(layers)
+
+    assert torch.equal(values(1, global_seed=5), values(1, global_seed=6))
+    assert not torch.equal(values(1, global_seed=5), values(2, global_seed=5))
+
+
+def test_head_alone() -> None:
+    model = tiny_model("roberta")
+    info = adapt(model, AdapterConfig(method="head"), seed=0)
+    assert info == AdaptedModelInfo((), ("classifier",))
+    assert_trainable(model, info)
+    assert torch.equal(logits(model), logits(tiny_model("roberta")))
+    assert parameter_report(model, info).adapter == 0
+
+
+def test_a_pooler_that_is_new_is_trained() -> None:
+    model = tiny_model("bert")
+    info = adapt(model, CONFIG, seed=0, new_parameters=["bert.pooler.dense.bias", "bert.pooler.dense.weight", "classifier.weight"])
+    assert info.head_modules == ("classifier", "bert.pooler")
+    assert model.get_parameter("bert.pooler.dense.weight").requires_grad
+    assert_trainable(model, info)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_language_model_head_stays_frozen(tied: bool) -> None:
+    model = tiny_model("gpt2", auto_class="AutoModelForCausalLM", tie_word_embeddings=tied)
+    info = adapt(model, CONFIG, seed=0)
+    assert info.head_modules == () and list(info.sites) == SITES["gpt2"]
+    assert_trainable(model, info)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "options", "bottleneck_dim", "expected"),
+    [
+        ("bert", {}, 48, 599_232),
+        (
+            "roberta",
+            {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096, "vocab_size": 50265},
+            16,
+            614_592,
+        ),
+        ("gpt2", {"n_embd": 1024, "n_layer": 24, "n_head": 16}, 8, 368_784),
+    ],
+)
+def test_published_counts_on_full_size_models(model_type: str, options: dict[str, Any], bottleneck_dim: int, expected: int) -> None:
+    config = AutoConfig.for_model(model_type, num_labels=3, **options)
+    with torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(config)
+        info = adapt(model, AdapterConfig(bottleneck_dim=bottleneck_dim), seed=0)
+    report = parameter_report(model, info)
+    assert report.adapter == expected and report.sites == len(info.sites) == config.num_hidden_layers
+    width = config.hidden_size
+    assert report.head == {"bert": 3 * (width + 1), "roberta": width * (width + 1) + 3 * (width + 1), "gpt2": 3 * width}[model_type]
+    assert report.adapter + report.head + report.backbone == sum(p.numel() for p in model.parameters())
+    assert report.percent == pytest.approx(100 * expected / report.backbone)
+    assert report.trainable_percent > report.percent * 0.9
+
+
+def test_report_counts_partitioned_parameters() -> None:
+    model = tiny_model("bert")
+    info = adapt(model, CONFIG, seed=0)
+    whole = parameter_report(model, info)
+    for parameter in model.parameters():
+        parameter.ds_numel = parameter.numel()  # type: ignore[attr-defined]
+        parameter.data = torch.empty(0)
+    assert parameter_report(model, info) == whole
+    assert whole.adapter == 2 * adapter_parameter_count(32, 8)
+
+
+@every_architecture
+def test_weight_decay_reaches_matrices_only(model_type: str) -> None:
+    model = tiny_model(model_type)
+    adapt(model, CONFIG, seed=0)
+    decay, plain = trainable_groups(model, 0.1)
+    assert (decay["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
+    groups = {id(p): group for group, content in (("decay", decay), ("plain", plain)) for p in content["params"]}
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert len(groups) == len(decay["params"]) + len(plain["params"]) == len(trained)
+    for name, parameter in trained.items():
+        assert groups[id(parameter)] == ("plain" if name.endswith("bias") else "decay"), name
+
+
+def test_norms_and_stacked_biases_are_not_decayed_and_no_group_is_empty() -> None:
+    class Stack(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bias = nn.Parameter(torch.zeros(4, 3))
+            self.norm = nn.LayerNorm(3)
+
+    groups = trainable_groups(Stack(), 0.1)
+    assert [group["weight_decay"] for group in groups] == [0.0] and len(groups[0]["params"]) == 3
+
+
+def test_verification_notices_a_backbone_that_trains_and_an_adapter_that_does_not() -> None:
+    model = tiny_model("bert")
+    info = adapt(model, CONFIG, seed=0)
+    model.get_parameter("bert.embeddings.word_embeddings.weight").requires_grad_(True)
+    model.get_parameter(f"{info.sites[0]}.adakron_adapter.up.bias").requires_grad_(False)
+    with pytest.raises(ConfigError) as caught:
+        assert_trainable(model, info)
+    frozen, loose = caught.value.problems
+    assert "frozen" in frozen and "layer.0.output.dense.adakron_adapter.up.bias" in frozen
+    assert "backbone" in loose and "word_embeddings" in loose
+
+
+def test_nothing_to_train() -> None:
+    model = tiny_model("bert", auto_class="AutoModel")
+    info = adapt(model, AdapterConfig(method="head"), seed=0)
+    with pytest.raises(ConfigError, match=r"nothing would be trained: BertModel.*--method adakron"):
+        assert_trainable(model, info)
+
+
+def test_named_targets_and_placement_without_a_head() -> None:
+    model = tiny_model("bert")
+    pattern = r".*attention\.output\.dense|.*layer\.1\.intermediate\.dense"
+    sites = find_sites(model, pattern)
+    assert sites == [
+        f"bert.encoder.layer.{tail}" for tail in ("0.attention.output.dense", "1.attention.output.dense", "1.intermediate.dense")
+    ]
+    info = adapt(model, AdapterConfig(bottleneck_dim=8, target_modules=pattern), seed=0)
+    widths = [model.get_parameter(f"{site}.adakron_adapter.up.bias").numel() for site in info.sites]
+    assert widths == [32, 32, 64]
+    logits(model)
+    assert find_sites(tiny_model("bert", auto_class="AutoModel")) == ["encoder.layer.0.output.dense", "encoder.layer.1.output.dense"]
+
+
+def test_unknown_architecture_lists_candidates() -> None:
+    config = AutoConfig.for_model("albert", hidden_size=32, num_attention_heads=2, intermediate_size=64, embedding_size=16, vocab_size=50)
+    model = AutoModelForSequenceClassification.from_config(config)
+    with pytest.raises(ConfigError) as caught:
+        find_sites(model)
+    message = str(caught.value)
+    for part in ("'albert'", "known: bert, roberta", "--target_modules", "albert.encoder.albert_layer_groups.N.albert_layers.N.ffn_output"):
+        assert part in message
+    assert "classifier" not in message and ".ffn," not in message  # the head, and a layer of another width
+    assert find_sites(model, r".*\.ffn_output")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("output.dense", "'output.dense' matches no module of BertForSequenceClassification.*bert.encoder.layer.N.output.dense"),
+        ("(", "is not a regular expression"),
+        (r".*output\.LayerNorm", r"not linear layers: bert.encoder.layer.0.attention.output.LayerNorm \(LayerNorm\)"),
+        ("classifier", "layers of the head.*classifier"),
+    ],
+)
+def test_wrong_targets(pattern: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        adapt(tiny_model("bert"), AdapterConfig(bottleneck_dim=8, target_modules=pattern), seed=0)
+
+
+def test_adapting_twice_is_an_error() -> None:
+    model = tiny_model("bert")
+    adapt(model, CONFIG, seed=0)
+    with pytest.raises(ConfigError, match="already has adapters"):
+        adapt(model, CONFIG, seed=0)
+
+
+def test_settings_reach_the_adapters() -> None:
+    model = tiny_model("gpt2", auto_class="AutoModelForCausalLM").bfloat16()
+    config = AdapterConfig(bottleneck_dim=12, kron_factor=3, factor_order="b_major", activation="silu", init_std=0.5)
+    adapter = model.get_submodule(adapt(model, config, seed=0).sites[0]).adakron_adapter
+    assert isinstance(adapter, KroneckerAdapter)
+    assert (adapter.factor_widths, adapter.factor_order, adapter.activation) == ((3, 4), "b_major", "silu")
+    assert adapter.up.weight.dtype == torch.bfloat16 and adapter.up.weight.std().item() == pytest.approx(0.5, rel=0.2)
+    assert model(**tiny_batch()).logits.isfinite().all()

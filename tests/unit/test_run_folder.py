@@ -1,0 +1,69 @@
+import json
+
+import pytest
+
+from adakron import run_folder
+from adakron.errors import CheckpointError, ConfigError
+
+
+def make_run(folder):
+    folder.mkdir()
+    run_folder.write_json(folder / run_folder.RUN_FILE, {"config": {}})
+    (folder / "checkpoint-3").mkdir()
+    (folder / "checkpoint-3" / "adapter_config.json").write_text("{}")
+
+
+def test_a_missing_or_empty_folder_is_free(tmp_path):
+    run_folder.check_free(tmp_path / "a" / "b", overwrite=False)
+    run_folder.check_free(tmp_path, overwrite=False)
+
+
+def test_a_run_is_never_overwritten_unasked(tmp_path):
+    make_run(tmp_path / "run")
+    with pytest.raises(ConfigError, match="already holds a run.*--overwrite_output_dir"):
+        run_folder.check_free(tmp_path / "run", overwrite=False)
+    assert (tmp_path / "run" / "checkpoint-3" / "adapter_config.json").exists()
+
+
+def test_overwriting_replaces_a_run_whole(tmp_path):
+    make_run(tmp_path / "run")
+    run_folder.check_free(tmp_path / "run", overwrite=True)
+    run_folder.claim(tmp_path / "run")
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_a_folder_of_somebody_else_is_not_deleted_even_when_asked(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ConfigError, match="replaces runs only"):
+        run_folder.check_free(tmp_path, overwrite=True)
+
+
+def test_a_file_is_no_output_folder(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="is a file"):
+        run_folder.check_free(tmp_path / "file", overwrite=True)
+
+
+def test_write_json_leaves_no_partial_file(tmp_path):
+    with pytest.raises(TypeError):
+        run_folder.write_json(tmp_path / "a.json", {"bad": object()})
+    assert list(tmp_path.iterdir()) == []
+    run_folder.write_json(tmp_path / "a.json", {"x": 1})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"x": 1}
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", "{}"])
+def test_a_damaged_run_file_is_one_clear_error(tmp_path, content):
+    if content is not None:
+        (tmp_path / run_folder.RUN_FILE).write_text(content)
+    with pytest.raises(CheckpointError, match=r"run\.json"):
+        run_folder.read_run(tmp_path)
+
+
+def test_pruning_keeps_the_newest_and_the_best(tmp_path):
+    for step in (5, 10, 15, 100):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    run_folder.prune_checkpoints(tmp_path, keep=2, best_step=5)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-100", "checkpoint-15", "checkpoint-5"]
+    run_folder.prune_checkpoints(tmp_path, keep=None, best_step=None)
+    assert len(list(tmp_path.iterdir())) == 3
