@@ -222,7 +222,7 @@ def _load_tokenizer(config: ModelConfig, path: str, architecture: PreTrainedConf
 
 def _hub_arguments(config: ModelConfig, path: str) -> dict[str, Any]:
     if Path(path).is_dir():
-        # Without this, transformers asks the hub about some local folders too.
+        # What a folder lacks (a generation config, a chat template) is not looked for on the hub.
         return {"local_files_only": True, "trust_remote_code": config.trust_remote_code}
     return {"revision": config.model_revision, "cache_dir": config.cache_dir, "trust_remote_code": config.trust_remote_code}
 

@@ -56,7 +56,7 @@ def read_world(environ: Mapping[str, str]) -> World:
         rank, size, local_rank, local_size = (int(values[name]) for name in (*names, "LOCAL_WORLD_SIZE"))
     except ValueError as error:
         raise ConfigError(f"the launcher's variables must be integers, got {values}; start with deepspeed or torchrun") from error
-    if not (0 <= rank < size and 0 <= local_rank):
+    if not (0 <= rank < size and local_rank >= 0):
         raise ConfigError(f"the launcher's variables contradict each other: {values}; RANK must be in [0, WORLD_SIZE)")
     return World(rank=rank, world_size=size, local_rank=local_rank, local_world_size=max(local_size, local_rank + 1))
 

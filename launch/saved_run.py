@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from adakron import adapter_io, distributed, models, run_folder
+from adakron import adapter_io, backbone, distributed, run_folder
 from adakron.config import DataConfig, RunConfig
 from adakron.distributed import World
 from adakron.engine.engine import DTYPES
@@ -70,18 +70,18 @@ def open_run(options: argparse.Namespace, world: World) -> SavedRun:
     device = distributed.select_device(world, os.environ)
     adapter = adapter_io.read_adapter_config(folder)
     task = create_task(config.data, config.training, model_options=adapter.model_options)
-    backbone = models.load_backbone(config.model, auto_class=adapter.auto_class, options=adapter.model_options, seed=config.training.seed)
-    adapter_io.load_adapter(backbone.model, folder)
-    model = backbone.model.to(device=device, dtype=precision).eval().requires_grad_(False)
+    base = backbone.load_backbone(config.model, auto_class=adapter.auto_class, options=adapter.model_options, seed=config.training.seed)
+    adapter_io.load_adapter(base.model, folder)
+    model = base.model.to(device=device, dtype=precision).eval().requires_grad_(False)
     evaluator = Evaluator(
         task,
         batch_size=batch_size,
-        pad_token_id=int(backbone.tokenizer.pad_token_id),
+        pad_token_id=int(base.tokenizer.pad_token_id),
         device=device,
         world_size=world.world_size,
         rank=world.rank,
     )
-    return SavedRun(folder, config, task, model, backbone.tokenizer, evaluator, device)
+    return SavedRun(folder, config, task, model, base.tokenizer, evaluator, device)
 
 
 def splits_named(task: Task, asked: str | None, prefix: str) -> Sequence[str]:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adakron import adapter_io, distributed, models, run_folder
+from adakron import adapter_io, backbone, distributed, models, run_folder
 from adakron.config import RunConfig
 from adakron.data.sampler import GlobalBatchSampler
 from adakron.distributed import World
@@ -32,7 +32,7 @@ from adakron.evaluator import Evaluator
 from adakron.log import get_logger
 from adakron.metrics import JsonLinesSink, MetricRecorder, TensorBoardSink, peak_memory_mib
 from adakron.tasks import create_task
-from adakron.tasks.base import EncodedSplit, Task
+from adakron.tasks.base import Task
 from adakron.trainer import Trainer, TrainResult, best_metric_name, total_steps
 from launch.arguments import parse_train
 from launch.program import run_program
@@ -53,10 +53,10 @@ def main(arguments: Sequence[str], world: World) -> None:
         run_folder.check_free(Path(config.training.output_dir), config.training.overwrite_output_dir)
     task = create_task(config.data, config.training)
     splits = splits_to_use(task, config)
-    backbone = models.load_backbone(config.model, auto_class=task.auto_class, options=task.model_options(), seed=config.training.seed)
-    info = models.adapt(backbone.model, config.adapter, seed=config.training.seed, new_parameters=backbone.new_parameters)
-    report = models.parameter_report(backbone.model, info)
-    encoded = {name: task.encode(name, backbone.tokenizer) for name in splits}
+    base = backbone.load_backbone(config.model, auto_class=task.auto_class, options=task.model_options(), seed=config.training.seed)
+    info = models.adapt(base.model, config.adapter, seed=config.training.seed, new_parameters=base.new_parameters)
+    report = models.parameter_report(base.model, info)
+    encoded = {name: task.encode(name, base.tokenizer) for name in splits}
 
     distributed.form_group(world, device)
     folder = claim_folder(config, settings)
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str], world: World) -> None:
     evaluator = Evaluator(
         task,
         batch_size=config.training.per_device_eval_batch_size,
-        pad_token_id=int(backbone.tokenizer.pad_token_id),
+        pad_token_id=int(base.tokenizer.pad_token_id),
         device=device,
         world_size=world.world_size,
         rank=world.rank,
@@ -84,8 +84,8 @@ def main(arguments: Sequence[str], world: World) -> None:
         seed=config.training.seed,
     )
     engine = TrainingEngine(
-        backbone.model,
-        models.trainable_groups(backbone.model, config.training.weight_decay),
+        base.model,
+        models.trainable_groups(base.model, config.training.weight_decay),
         settings,
         config.training,
         total_steps=total_steps(config.training, sampler.steps_per_epoch),
@@ -100,11 +100,11 @@ def main(arguments: Sequence[str], world: World) -> None:
                 tensors=tensors,
                 adapter=config.adapter,
                 info=info,
-                base_model=backbone.name,
+                base_model=base.name,
                 auto_class=task.auto_class,
                 model_options=task.model_options(),
             )
-            backbone.tokenizer.save_pretrained(target)
+            base.tokenizer.save_pretrained(target)
             run_folder.write_json(target / run_folder.STATE_FILE, state)
 
     def save_checkpoint(step: int, tensors: Mapping[str, Tensor], state: dict[str, Any]) -> None:
@@ -122,7 +122,7 @@ def main(arguments: Sequence[str], world: World) -> None:
         config.training,
         evaluator=evaluator,
         recorder=recorder,
-        pad_token_id=int(backbone.tokenizer.pad_token_id),
+        pad_token_id=int(base.tokenizer.pad_token_id),
         save_checkpoint=save_checkpoint,
     )
     result = trainer.run()

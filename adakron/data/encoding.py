@@ -177,7 +177,7 @@ def _tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> bytes:
 
 def _read(path: Path, examples: int) -> TokenTable | None:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             loaded = {name: arrays[name] for name in arrays.files}
         offsets, truncated = loaded.pop(_OFFSETS), int(loaded.pop(_TRUNCATED))
         if len(offsets) != examples + 1 or any(len(array) != offsets[-1] for array in loaded.values()) or "input_ids" not in loaded:

@@ -161,8 +161,8 @@ def _stage(config: dict[str, Any], problems: list[str]) -> int:
 def _check_combination(config: dict[str, Any], stage: int, precision: Precision, problems: list[str]) -> None:
     if stage == 0 and precision != "fp32":
         problems.append(
-            f"{precision} at ZeRO stage 0 trains wrongly in DeepSpeed 0.19.8 (an optimizer step at start in bf16, an unscaled loss in fp16); "
-            'set "zero_optimization.stage" to 1 or 2, or use fp32'
+            f"{precision} at ZeRO stage 0 trains wrongly in DeepSpeed 0.19.8 (an optimizer step at start in bf16, an unscaled loss "
+            'in fp16); set "zero_optimization.stage" to 1 or 2, or use fp32'
         )
     if config.get("checkpoint", {}).get("writer"):
         problems.append('"checkpoint.writer": what such a writer saves cannot be loaded again in DeepSpeed 0.19.8; remove it')
@@ -200,7 +200,7 @@ def device_problem(precision: Precision, device_type: str) -> str | None:
 
     accelerator = get_accelerator()
     if precision == "fp16" and not accelerator.is_fp16_supported():
-        return f"fp16 is not supported on this {device_type} device; use bf16 (ds_configs/zero2.json) or fp32 (ds_configs/zero2_fp32.json)"
+        return f"fp16 is not supported on this {device_type} device; use bf16 (ds_configs/zero2.json) or fp32 (zero2_fp32.json)"
     if precision == "bf16" and not accelerator.is_bf16_supported():
-        return f"bf16 is not supported on this {device_type} device; use fp16 (ds_configs/zero2_fp16.json) or fp32 (ds_configs/zero2_fp32.json)"
+        return f"bf16 is not supported on this {device_type} device; use fp16 (ds_configs/zero2_fp16.json) or fp32 (zero2_fp32.json)"
     return None

@@ -122,7 +122,8 @@ class TrainingEngine:
 
     def backward(self, loss_sum: Tensor, global_targets: int) -> None:
         """Add one micro-batch's gradient. loss_sum: scalar, the sum over this rank's valid targets in this micro-batch.
-        global_targets: valid targets of the whole step on all ranks."""
+        global_targets: valid targets of the whole step on all ranks.
+        """
         self._engine.backward(loss_sum * (self._world_size / max(1, global_targets)), scale_wrt_gas=False)
 
     def step(self) -> bool:

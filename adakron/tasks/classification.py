@@ -138,16 +138,39 @@ class TextClassificationTask:
 
     def encode(self, split: str, tokenizer: PreTrainedTokenizerBase) -> EncodedSplit:
         """The tokenised split: labels int64 (examples,), or float32 for regression; None where unlabelled."""
-        dataset = self._split(split)
-        tokens = encode_texts(dataset, self.spec.text_columns, tokenizer, self._data.max_seq_length)
+        return self._encoded(self._split(split), self._labels(split), tokenizer)
+
+    def _encoded(self, rows: datasets.Dataset, labels: np.ndarray | None, tokenizer: PreTrainedTokenizerBase) -> EncodedSplit:
+        tokens = encode_texts(rows, self.spec.text_columns, tokenizer, self._data.max_seq_length)
         return EncodedSplit(
             features=tokens.features,
             offsets=tokens.offsets,
-            labels=self._labels(split),
-            target_counts=np.ones(len(dataset), dtype=np.int64),
+            labels=labels,
+            target_counts=np.ones(len(rows), dtype=np.int64),
             truncated=tokens.truncated,
             max_length=usable_length(self._data.max_seq_length, tokenizer),
         )
+
+    def encode_texts(self, columns: Sequence[Sequence[str]], tokenizer: PreTrainedTokenizerBase) -> EncodedSplit:
+        """Unlabelled texts as `encode` would read them from a file; one sequence per text column of the task.
+
+        Raises DataError where the number of columns or of texts does not fit.
+        """
+        names = self.spec.text_columns
+        if len(columns) != len(names) or len({len(texts) for texts in columns}) != 1:
+            raise DataError(
+                f"task {self.name} reads {' and '.join(names)}, got {' and '.join(str(len(texts)) for texts in columns)} texts for "
+                f"{len(columns)} of them; give --text once per example{' and --text_pair with each' if len(names) == 2 else ''}"
+            )
+        rows = datasets.Dataset.from_dict(dict(zip(names, map(list, columns), strict=True)))
+        return self._encoded(rows, None, tokenizer)
+
+    def describe(self, outputs: np.ndarray) -> list[str]:
+        """One prediction per example: the class name with its probability, or the number."""
+        if self.spec.label.problem == "regression":
+            return [f"{value:.4f}" for value in outputs[:, 0]]
+        probabilities = torch.from_numpy(outputs).softmax(-1).numpy()
+        return [f"{self.spec.label.names[row.argmax()]} ({row.max():.3f})" for row in probabilities]
 
     def collate(self, encoded: EncodedSplit, indices: Sequence[int] | np.ndarray, pad_token_id: int) -> Batch:
         """input_ids, attention_mask and, from some tokenizers, token_type_ids (B, T) int64; labels (B,) where there are any."""

@@ -65,7 +65,7 @@ def load_raw_splits(data: DataConfig, splits: Sequence[str], hub_task: str | Non
         files |= found
         problems += folder_problems
     loaded: dict[str, RawSplit] = {}
-    for split in (split for split in splits if split in files and not problems):
+    for split in [] if problems else [split for split in splits if split in files]:
         try:
             loaded[split] = RawSplit(_read(files[split]), f"{split} split ({files[split][0]})")
         except DataError as error:
@@ -126,6 +126,8 @@ def _read(files: Sequence[Path]) -> datasets.Dataset:
         raise DataError(f"{path} has the ending {path.suffix!r}; it must be one of {', '.join(SUFFIXES)}")
     if path.stat().st_size == 0:
         raise DataError(f"{path} is empty; it must hold at least one example")
+    if builder != "parquet":
+        _check_utf8(path)  # the JSON reader lets some malformed bytes through
     options = _csv_options(path) if builder == "csv" else {}
     try:
         with _quiet(), _cache_folder() as cache:
@@ -170,7 +172,7 @@ def _csv_options(path: Path) -> dict[str, Any]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             header = next(csv.reader(file, **dialect), [])
-    except (UnicodeDecodeError, csv.Error) as error:
+    except csv.Error as error:
         raise DataError(_diagnosis(path, error)) from error
     repeated = next((name for name in header if header.count(name) > 1), None)
     if repeated is not None or not header:
@@ -179,20 +181,24 @@ def _csv_options(path: Path) -> dict[str, Any]:
     return {**dialect, "keep_default_na": False, "features": datasets.Features({name: datasets.Value("string") for name in header})}
 
 
+def _check_utf8(path: Path) -> None:
+    content = path.read_bytes()
+    try:
+        content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line_start = content.rfind(b"\n", 0, error.start) + 1
+        line, byte = content.count(b"\n", 0, error.start) + 1, content[error.start]
+        raise DataError(
+            f"{path}, line {line}: byte {error.start - line_start + 1} ({byte:#04x}) is not UTF-8; convert the file to UTF-8"
+        ) from error
+
+
 def _diagnosis(path: Path, error: Exception) -> str:
     """Say where a file cannot be read: the readers report offsets into their own buffers."""
-    if path.suffix.lower() != ".parquet":
-        content = path.read_bytes()
-        for number, line in enumerate(content.split(b"\n"), start=1):
-            try:
-                line.decode("utf-8")
-            except UnicodeDecodeError as decoding:
-                byte = line[decoding.start]
-                return f"{path}, line {number}: byte {decoding.start + 1} ({byte:#04x}) is not UTF-8; convert the file to UTF-8"
-        if _BUILDERS[path.suffix.lower()] == "json":
-            problem = _json_problem(content.decode("utf-8-sig"))
-            if problem:
-                return f"{path}, {problem}"
+    if _BUILDERS[path.suffix.lower()] == "json":
+        problem = _json_problem(path.read_text(encoding="utf-8-sig"))
+        if problem:
+            return f"{path}, {problem}"
     if "corresponds to no data" in str(error):
         return f"{path} holds no rows; it must hold at least one example"
     reason = " ".join(str(error.__cause__ or error).split()) or type(error).__name__

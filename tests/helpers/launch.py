@@ -1,5 +1,6 @@
 """Start the real programs in processes of their own, and leave none behind."""
 
+import contextlib
 import json
 import os
 import signal
@@ -56,10 +57,8 @@ def run(command: Sequence[str], *, cwd: Path = ROOT, env: Mapping[str, str] | No
         stdout, stderr = process.communicate(timeout=timeout)
     finally:
         # The DeepSpeed launcher orphans its ranks when it dies: the whole session goes.
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
     return Finished(process.returncode, stdout, stderr)
 
 

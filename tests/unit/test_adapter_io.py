@@ -134,13 +134,16 @@ def test_a_failed_write_leaves_the_old_files(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(TypeError):
         save(tmp_path, zeros, info, extra={"not": object()})
 
-    def full_disk(descriptor: int) -> None:
+    def full_disk(*arguments: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(adapter_io.os, "fsync", full_disk)
-    with pytest.raises(OSError, match="No space left"):
-        save(tmp_path, zeros, info)
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == old
+    # Whether the disk fills up while the bytes are written or just before the finished file gets its name.
+    for call in ("fsync", "replace"):
+        with monkeypatch.context() as patch:
+            patch.setattr(adapter_io.os, call, full_disk)
+            with pytest.raises(OSError, match="No space left"):
+                save(tmp_path, zeros, info)
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == old
 
 
 def test_unreadable_folders(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from adakron.backbone import MINILM_SHA256, PACKAGED_MINILM, load_backbone, load
 from adakron.config import AdapterConfig, ModelConfig
 from adakron.errors import ConfigError
 from adakron.models import adapt, assert_trainable, check_architecture, parameter_report
-from tests.helpers.shared import shared_data
 from tests.helpers.architectures import SIZES, tiny_model
+from tests.helpers.shared import shared_data
 
 CLASSIFIER = "AutoModelForSequenceClassification"
 OPTIONS: dict[str, Any] = {"num_labels": 2, "id2label": {0: "no", 1: "yes"}, "label2id": {"no": 0, "yes": 1}}

@@ -83,7 +83,7 @@ def test_initial_values_depend_on_the_seed_only() -> None:
         assert torch.equal(torch.get_rng_state(), state)
         layers = [model.get_parameter(f"{site}.adakron_adapter.down_b.weight") for site in info.sites]
         assert not torch.equal(layers[0], layers[1])
-        return torch.stack(layers)
+        return torch.stack([*layers])
 
     assert torch.equal(values(1, global_seed=5), values(1, global_seed=6))
     assert not torch.equal(values(1, global_seed=5), values(2, global_seed=5))

@@ -20,7 +20,7 @@ def test_a_missing_or_empty_folder_is_free(tmp_path):
 
 def test_a_run_is_never_overwritten_unasked(tmp_path):
     make_run(tmp_path / "run")
-    with pytest.raises(ConfigError, match="already holds a run.*--overwrite_output_dir"):
+    with pytest.raises(ConfigError, match=r"already holds a run.*--overwrite_output_dir"):
         run_folder.check_free(tmp_path / "run", overwrite=False)
     assert (tmp_path / "run" / "checkpoint-3" / "adapter_config.json").exists()
 

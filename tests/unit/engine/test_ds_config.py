@@ -70,5 +70,5 @@ def test_all_problems_are_reported_together():
 def test_a_broken_file_is_one_clear_error(tmp_path, text):
     file = tmp_path / "bad.json"
     file.write_text(text, encoding="latin-1")
-    with pytest.raises(ConfigError, match="bad.json"):
+    with pytest.raises(ConfigError, match=r"bad\.json"):
         read_json(str(file))

@@ -12,11 +12,11 @@ from adakron.nn import ACTIVATIONS, AdaptedLayer, KroneckerAdapter, adapter_para
 @pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "relu", "silu"])
 def test_any_factor_that_divides(kron_factor: int, order: str, activation: str) -> None:
     # The equation with torch.kron and unfused projections, token by token.
-    adapter = KroneckerAdapter(10, 12, kron_factor=kron_factor, factor_order=order, activation=activation, init_std=0.5)  # type: ignore[arg-type]
+    adapter = KroneckerAdapter(10, 12, kron_factor=kron_factor, factor_order=order, activation=activation, dtype=torch.float64)  # type: ignore[arg-type]
     with torch.no_grad():
         for parameter in adapter.parameters():
             parameter.normal_()
-    x = torch.randn(2, 3, 10)
+    x = torch.randn(2, 3, 10, dtype=torch.float64)
     expected = torch.empty_like(x)
     for index in [(i, j) for i in range(2) for j in range(3)]:
         a, b = adapter.down_a(x[index]), adapter.down_b(x[index])
