@@ -164,7 +164,7 @@ class TrainingConfig(Settings):
     adam_epsilon: float = flag(1e-8, "AdamW epsilon.")
     max_grad_norm: float = flag(1.0, "Clip the global gradient norm to this; 0 never clips.")
     lr_scheduler_type: Literal["linear", "cosine", "constant"] = flag("linear", "Shape of the learning rate after the warm-up.")
-    warmup_ratio: float = flag(0.0, "Share of all steps during which the learning rate rises from 0.")
+    warmup_ratio: float = flag(0.06, "Share of all steps during which the learning rate rises from 0. Published: 0.06.")
     warmup_steps: int = flag(0, "Warm-up in steps; wins over warmup_ratio when positive.")
     label_smoothing: float = flag(0.0, "Share of the target probability spread over all classes.", "--label_smoothing_factor")
     bf16: bool | None = flag(None, 'Train in bfloat16, where the JSON says {"bf16": {"enabled": "auto"}}.')
