@@ -115,13 +115,15 @@ def load_backbone(
     options: Mapping[str, Any],
     seed: int,
     dtype: torch.dtype = torch.float32,
+    device_type: str = "cpu",
 ) -> Backbone:
     """Load backbone, head and tokenizer.
 
     auto_class: name of the transformers Auto class, e.g. AutoModelForSequenceClassification.
     options: see `load_config`.
     seed: of the parameters that the checkpoint does not hold; the global random state is neither used nor moved.
-    dtype: of all parameters, whatever the checkpoint's.
+    dtype: of all parameters, whatever the checkpoint's. device_type: where the model will run; decides the attention code
+    where the settings leave it open.
     A decoder without a padding token (GPT-2) gets its end-of-sequence token for it: GPT-2's classifier then reads the last
     token that is not padding, so a text should not itself end in that token.
     """
@@ -137,7 +139,14 @@ def load_backbone(
         # Not torch.manual_seed: it would reseed the accelerators as well, which fork_rng does not restore here.
         torch.default_generator.manual_seed(seed)
         model, loading = model_class(auto_class).from_pretrained(
-            path, config=architecture, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **_hub_arguments(config, path)
+            path,
+            config=architecture,
+            dtype=dtype,
+            # torch 2.13's fused attention is slower than plain matrix products on a CPU, most of all its backward in bf16.
+            attn_implementation=config.attn_implementation or ("eager" if device_type == "cpu" else None),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **_hub_arguments(config, path),
         )
     parameters = {name for name, _ in model.named_parameters()}
     mismatched = {key if isinstance(key, str) else key[0] for key in loading["mismatched_keys"]}

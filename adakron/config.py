@@ -77,6 +77,9 @@ class ModelConfig(Settings):
     model_revision: str = flag("main", "Branch, tag or commit of a hub backbone.")
     cache_dir: str | None = flag(None, "Where hub downloads are kept. Default: the Hugging Face cache.")
     trust_remote_code: bool = flag(False, "Run model code that comes with a hub backbone. Only for sources you trust.")
+    attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] | None = flag(
+        None, "Attention code of transformers. Default: eager on a CPU, where it trains faster (docs/results.md), else transformers' own."
+    )
     dropout: float | None = flag(None, "Probability for every dropout of the backbone and head. Default: the backbone's own.")
 
     def problems(self) -> list[str]:

@@ -70,7 +70,9 @@ def open_run(options: argparse.Namespace, world: World) -> SavedRun:
     device = distributed.select_device(world, os.environ)
     adapter = adapter_io.read_adapter_config(folder)
     task = create_task(config.data, config.training, model_options=adapter.model_options)
-    base = backbone.load_backbone(config.model, auto_class=adapter.auto_class, options=adapter.model_options, seed=config.training.seed)
+    base = backbone.load_backbone(
+        config.model, auto_class=adapter.auto_class, options=adapter.model_options, seed=config.training.seed, device_type=device.type
+    )
     adapter_io.load_adapter(base.model, folder)
     model = base.model.to(device=device, dtype=precision).eval().requires_grad_(False)
     evaluator = Evaluator(

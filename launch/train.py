@@ -53,7 +53,9 @@ def main(arguments: Sequence[str], world: World) -> None:
         run_folder.check_free(Path(config.training.output_dir), config.training.overwrite_output_dir)
     task = create_task(config.data, config.training)
     splits = splits_to_use(task, config)
-    base = backbone.load_backbone(config.model, auto_class=task.auto_class, options=task.model_options(), seed=config.training.seed)
+    base = backbone.load_backbone(
+        config.model, auto_class=task.auto_class, options=task.model_options(), seed=config.training.seed, device_type=device.type
+    )
     info = models.adapt(base.model, config.adapter, seed=config.training.seed, new_parameters=base.new_parameters)
     report = models.parameter_report(base.model, info)
     encoded = {name: task.encode(name, base.tokenizer) for name in splits}
