@@ -8,6 +8,7 @@ import hashlib
 import importlib.metadata
 import logging
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -134,6 +135,7 @@ def load_backbone(
         tokenizer.pad_token = tokenizer.eos_token
     if architecture.pad_token_id is None:
         architecture.pad_token_id = tokenizer.pad_token_id
+    tokenizer.model_max_length = min(tokenizer.model_max_length, position_limit(architecture))
     remedy = "--model_name_or_path"
     with _reading("weights", path, remedy), quiet_transformers(), torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed: it would reseed the accelerators as well, which fork_rng does not restore here.
@@ -166,6 +168,16 @@ def load_backbone(
     log.info("%d parameters of the head are new, e.g. %s", len(new), ", ".join(new[:4]) or "none")
     name = PACKAGED_MINILM if config.model_name_or_path is None or _is_packaged(config.model_name_or_path) else path
     return Backbone(model, tokenizer, path, name, new)
+
+
+def position_limit(architecture: PreTrainedConfig) -> int:
+    """Longest input, in tokens, that the model has positions for; a very large number where its positions are relative."""
+    positions = getattr(architecture, "max_position_embeddings", None)
+    if not isinstance(positions, int) or positions <= 0 or not getattr(architecture, "position_biased_input", True):
+        return sys.maxsize
+    # RoBERTa and its kin number positions from the padding index on.
+    first = (architecture.pad_token_id or 0) + 1 if architecture.model_type in ("roberta", "xlm-roberta", "camembert") else 0
+    return positions - first
 
 
 def head_modules(model: PreTrainedModel, new_parameters: Iterable[str] = ()) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """The training loop. It knows an engine and a task, and neither a model nor an adapter."""
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -107,7 +108,7 @@ class Trainer:
         """Train to the last step. All ranks together."""
         self._engine.train()
         started = time.perf_counter()
-        for epoch in range(10**9):
+        for epoch in itertools.count():
             for index, batch in enumerate(self._sampler.epoch(epoch)):
                 if not self._step(batch):
                     continue  # fp16 overflow: counted by the engine, the schedule stands still

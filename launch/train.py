@@ -61,7 +61,7 @@ def main(arguments: Sequence[str], world: World) -> None:
     encoded = {name: task.encode(name, base.tokenizer) for name in splits}
 
     distributed.form_group(world, device)
-    folder = claim_folder(config, settings)
+    folder = claim_folder(with_absolute_paths(config, base.name), settings)
     logger.info(
         "%s on %d x %s, ZeRO-%d, %s: %s trainable of %s parameters (adapters %s in %d layers, head %s)",
         config.adapter.method, world.world_size, device.type, settings.stage, settings.precision, f"{report.adapter + report.head:,}",
@@ -195,6 +195,17 @@ def splits_to_use(task: Task, config: RunConfig) -> list[str]:
             f"metric_for_best_model is {metric}; {task.name} reports loss, {', '.join(task.metric_names)} (set --metric_for_best_model)"
         )
     return ["train", *validation, *(tests if config.training.do_predict else [])]
+
+
+def with_absolute_paths(config: RunConfig, base_model: str) -> RunConfig:
+    """The configuration as it is recorded: its files are found again from any working directory."""
+    files = {name: getattr(config.data, name) for name in ("data_dir", "train_file", "validation_file", "test_file")}
+    absolute = {name: str(Path(value).expanduser().resolve()) for name, value in files.items() if value}
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, model_name_or_path=base_model),
+        data=dataclasses.replace(config.data, **absolute),
+    )
 
 
 def claim_folder(config: RunConfig, settings: DeepSpeedSettings) -> Path:

@@ -9,7 +9,30 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
-WORDS = ["the", "a", "film", "plot", "cast", "is", "was", "not", "very", "quite", "good", "bad", "dull", "bright", "long", "short", "and", "but", "or", "it", "we", "they"]
+WORDS = [
+    "the",
+    "a",
+    "film",
+    "plot",
+    "cast",
+    "is",
+    "was",
+    "not",
+    "very",
+    "quite",
+    "good",
+    "bad",
+    "dull",
+    "bright",
+    "long",
+    "short",
+    "and",
+    "but",
+    "or",
+    "it",
+    "we",
+    "they",
+]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
