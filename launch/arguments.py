@@ -16,10 +16,10 @@ GROUPS = (ModelConfig, AdapterConfig, DataConfig, TrainingConfig)
 DEFAULT_DEEPSPEED = Path(__file__).resolve().parent.parent / "ds_configs" / "zero2.json"
 
 
-class Parser(HfArgumentParser):  # type: ignore[misc]  # transformers ships no type for it
+class Parser(HfArgumentParser):
     """argparse over the configuration classes, with one ConfigError instead of a page of usage and an exit."""
 
-    def __init__(self, groups: Sequence[type], description: str):
+    def __init__(self, groups: Sequence[Any], description: str):
         super().__init__(list(groups), description=description, allow_abbrev=False)
         optional = {name for group in groups for name, hint in get_type_hints(group).items() if hint == bool | None}
         for action in self._actions:

@@ -74,7 +74,8 @@ def open_run(options: argparse.Namespace, world: World) -> SavedRun:
         config.model, auto_class=adapter.auto_class, options=adapter.model_options, seed=config.training.seed, device_type=device.type
     )
     adapter_io.load_adapter(base.model, folder)
-    model = base.model.to(device=device, dtype=precision).eval().requires_grad_(False)
+    model: nn.Module = base.model
+    model.to(device=device, dtype=precision).eval().requires_grad_(False)
     evaluator = Evaluator(
         task,
         batch_size=batch_size,

@@ -200,7 +200,7 @@ def splits_to_use(task: Task, config: RunConfig) -> list[str]:
 def with_absolute_paths(config: RunConfig, base_model: str) -> RunConfig:
     """The configuration as it is recorded: its files are found again from any working directory."""
     files = {name: getattr(config.data, name) for name in ("data_dir", "train_file", "validation_file", "test_file")}
-    absolute = {name: str(Path(value).expanduser().resolve()) for name, value in files.items() if value}
+    absolute: dict[str, Any] = {name: str(Path(value).expanduser().resolve()) for name, value in files.items() if value}
     return dataclasses.replace(
         config,
         model=dataclasses.replace(config.model, model_name_or_path=base_model),
