@@ -19,6 +19,7 @@ import torch
 import transformers
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from adakron.config import ModelConfig
@@ -38,7 +39,8 @@ class Backbone:
     model: in evaluation mode, on the CPU, nothing frozen yet.
     path: the local folder, absolute, or the hub id it came from.
     name: what to record as the base model: `path`, but independent of the machine for the packaged encoder.
-    new_parameters: sorted names of the parameters that the checkpoint does not hold; all of them lie in the head.
+    new_parameters: sorted names of the parameters that the checkpoint does not hold, or that its training never used; all of
+    them lie in the head.
     """
 
     model: PreTrainedModel
@@ -153,6 +155,7 @@ def load_backbone(
     parameters = {name for name, _ in model.named_parameters()}
     mismatched = {key if isinstance(key, str) else key[0] for key in loading["mismatched_keys"]}
     new = tuple(sorted(parameters & ({*loading["missing_keys"]} | mismatched)))
+    unused = _unused_pooler(model, config, path)
     heads = head_modules(model, new)
     random_backbone = [name for name in new if not is_inside(name, heads)]
     if random_backbone:
@@ -167,7 +170,27 @@ def load_backbone(
         )
     log.info("%d parameters of the head are new, e.g. %s", len(new), ", ".join(new[:4]) or "none")
     name = PACKAGED_MINILM if config.model_name_or_path is None or _is_packaged(config.model_name_or_path) else path
-    return Backbone(model, tokenizer, path, name, new)
+    return Backbone(model, tokenizer, path, name, tuple(sorted({*new, *unused})))
+
+
+def _unused_pooler(model: PreTrainedModel, config: ModelConfig, path: str) -> list[str]:
+    """The pooler's parameters, where the checkpoint's own training never used the pooler.
+
+    A sentence-transformers model (it has a modules.json) pools token vectors by itself: the pooler in its checkpoint is what
+    an earlier initialisation left. Frozen, it hides the encoder from the classifier: MiniLM then learns nothing of CoLA.
+    """
+    marker = cached_file(
+        path,
+        "modules.json",
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        **_hub_arguments(config, path),
+    )
+    pooler = getattr(model.base_model, "pooler", None)
+    if marker is None or pooler is None:
+        return []
+    own = {id(parameter) for parameter in pooler.parameters()}
+    return [name for name, parameter in model.named_parameters() if id(parameter) in own]
 
 
 def position_limit(architecture: PreTrainedConfig) -> int:
@@ -184,7 +207,7 @@ def head_modules(model: PreTrainedModel, new_parameters: Iterable[str] = ()) -> 
     """Names of the modules that are trained whole: those outside the encoder or decoder, and a pooler that is new.
 
     A pretrained pooler inside the backbone (BERT's) stays frozen, as in the published code; one that the checkpoint does not
-    hold would stay random for ever, so it is trained. A vocabulary projection (language models) is no task head, and neither
+    hold, or that its training never used (sentence-transformers models), would stay random for ever, so it is trained. A vocabulary projection (language models) is no task head, and neither
     is a module all of whose parameters are the backbone's own.
     """
     base = model.base_model

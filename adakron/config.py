@@ -103,6 +103,9 @@ class AdapterConfig(Settings):
         "normal", "normal: every weight N(0, init_std), biases 0 (published). identity: up starts at zero, so the adapter does nothing."
     )
     init_std: float = flag(0.02, "Standard deviation of the initial adapter weights.")
+    head_modules: str | None = flag(
+        None, "Comma-separated names of the modules to train whole, e.g. bert.pooler,classifier. Default: the task head (docs/method.md)."
+    )
     target_modules: str | None = flag(
         None, "Regular expression, matched against whole module names, of the layers to adapt. Default: the architecture's FFN output."
     )

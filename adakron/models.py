@@ -150,12 +150,12 @@ def adapt(
     """Inject adapters (method "adakron"; "head" injects none), freeze the backbone, and let adapters and head train.
 
     seed: of the adapters' initial values, which are the same on every rank and leave the global random state alone.
-    new_parameters: names of parameters that the checkpoint did not hold, as `load_backbone` returns them.
+    new_parameters: names of parameters that the checkpoint did not hold or never used, as `load_backbone` returns them.
     heads: names of the head modules, where they are known already (a saved adapter); default: `backbone.head_modules`.
     """
     if any(isinstance(module, AdaptedLayer) for module in model.modules()):
         raise ConfigError(f"this {type(model).__name__} already has adapters; load the backbone anew")
-    names = head_modules(model, new_parameters) if heads is None else tuple(heads)
+    names = _declared_head(model, config) or head_modules(model, new_parameters) if heads is None else tuple(heads)
     sites = find_sites(model, config.target_modules) if config.method == "adakron" else []
     overlap = [site for site in sites if is_inside(site, names)]
     if overlap:
@@ -183,6 +183,16 @@ def adapt(
     for parameter in [*_adapter_parameters(model, info), *_head_parameters(model, info)]:
         parameter.requires_grad_(True)
     return info
+
+
+def _declared_head(model: PreTrainedModel, config: AdapterConfig) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in (config.head_modules or "").split(",") if name.strip())
+    known = dict(model.named_modules())
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        children = [name for name, module in known.items() if name and name.count(".") < 2 and any(True for _ in module.parameters())]
+        raise ConfigError(f"head_modules names {', '.join(unknown)}, which the model has not; it has {_some(children)} (set --head_modules)")
+    return names
 
 
 def assert_trainable(model: PreTrainedModel, info: AdaptedModelInfo) -> None:

@@ -57,6 +57,7 @@ def main(arguments: Sequence[str], world: World) -> None:
         config.model, auto_class=task.auto_class, options=task.model_options(), seed=config.training.seed, device_type=device.type
     )
     info = models.adapt(base.model, config.adapter, seed=config.training.seed, new_parameters=base.new_parameters)
+    models.assert_trainable(base.model, info)
     report = models.parameter_report(base.model, info)
     encoded = {name: task.encode(name, base.tokenizer) for name in splits}
 

@@ -18,17 +18,17 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
-from adakron.data.sampler import epoch_order
+from adakron.data.sampler import GlobalBatchSampler, epoch_order
 from tests.helpers.engine_worker import PROBLEMS, SEED, Case, prepare, write_inputs
 from tests.helpers.launch import deepspeed
 
 pytestmark = pytest.mark.launcher
 
-# Bounds of the relative deviation from the plain loop in fp32. Measured over all cases below: losses within 1.4e-7, gradient norms
-# within 2.2e-7, tensors within 1.4e-6. The grossest thing left is Adam, which divides small gradients by their own size.
-FP32 = {"loss": 1e-6, "grad_norm": 1e-6, "change": 1e-5}
-# Measured: 6.1e-5, 1.6e-2, and 7e-2 for a bias, which starts at zero (2e-3 for the adapters' matrices).
-BF16 = {"loss": 5e-4, "grad_norm": 5e-2, "change": 2e-1}
+# Bounds of the deviation from the plain loop, about three times the largest measured over all cases below:
+# losses 2.7e-7, gradient norms 7.0e-7, change of a tensor 8.7e-6 in fp32; 4.1e-3, 1.9e-2, 6.3e-2 in bf16, whose numbers are
+# spaced 7.8e-3 apart.
+FP32 = {"loss": 1e-6, "grad_norm": 2e-6, "change": 3e-5}
+BF16 = {"loss": 1e-2, "grad_norm": 5e-2, "change": 2e-1}
 
 ALL_STAGES = ("zero0_fp32", "zero1", "zero2_fp32", "zero3")
 TWO_STAGES = ("zero0_fp32", "zero2_fp32")
@@ -79,7 +79,8 @@ def deviation(found: Outcome, expected: Outcome) -> dict[str, float]:
         "loss": furthest(found.losses, expected.losses),
         "grad_norm": furthest(found.grad_norms, expected.grad_norms),
         "change": max(
-            float((found.tensors[name] - tensor).norm() / (tensor - expected.start[name]).norm()) for name, tensor in expected.tensors.items()
+            float((found.tensors[name] - tensor).norm() / (tensor - expected.start[name]).norm())
+            for name, tensor in expected.tensors.items()
         ),
     }
 
@@ -104,7 +105,9 @@ def plain_loop(folder: Path, name: str, *, mean_of_means: int | None = None) -> 
         {"params": [p for p in trained.values() if p.dim() == 2], "weight_decay": training.weight_decay},
         {"params": [p for p in trained.values() if p.dim() == 1], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(groups, lr=training.learning_rate, betas=(0.8, 0.95), eps=training.adam_epsilon)
+    optimizer = torch.optim.AdamW(
+        groups, lr=training.learning_rate, betas=(training.adam_beta1, training.adam_beta2), eps=training.adam_epsilon
+    )
     schedulers: dict[str, Callable[[], torch.optim.lr_scheduler.LRScheduler]] = {
         "linear": lambda: get_linear_schedule_with_warmup(optimizer, training.warmup_steps, problem.steps),
         "cosine": lambda: get_cosine_schedule_with_warmup(optimizer, training.warmup_steps, problem.steps),
@@ -138,7 +141,7 @@ def plain_loop(folder: Path, name: str, *, mean_of_means: int | None = None) -> 
             norm = torch.nn.utils.clip_grad_norm_(trained.values(), training.max_grad_norm or float("inf"))
             outcome.losses.append(float(loss.detach()))
             outcome.grad_norms.append(float(norm))
-            outcome.learning_rates.append(scheduler.get_last_lr()[0])
+            outcome.learning_rates.append(float(scheduler.get_last_lr()[0]))
             optimizer.step()
             scheduler.step()
             optimizer.zero_grad()
@@ -205,7 +208,10 @@ def test_the_problems_can_tell_right_from_wrong(folder: Path, plain: dict[str, O
         moved = [float((tensor - plain[name].start[key]).norm() / tensor.norm()) for key, tensor in plain[name].tensors.items()]
         assert min(moved) > 1e-2, f"{name}: a tensor hardly trains"
     assert min(plain["classification"].grad_norms) < PROBLEMS["classification"].max_grad_norm  # and steps that are not clipped
-    assert 0 in prepare(folder, "counted")[1].target_counts
+    encoded = prepare(folder, "counted")[1]
+    assert 0 in encoded.target_counts
+    shares = GlobalBatchSampler(encoded.lengths, micro_batch=1, accumulation=4, world_size=2, rank=1, seed=SEED).epoch(0)
+    assert 0 in [len(rows) for batch in shares for rows in batch.micro_batches], "no rank ever runs out of examples"
 
 
 @named([case for case in CORRECT if case.ranks == 1])

@@ -55,5 +55,5 @@ def test_the_run_reports_the_published_kind_of_numbers(default_run):
     values = results(folder)
     # 6 layers of (384 + 1)(4 + 12) + (48 + 1) 384
     assert values["adapter_parameters"] == 6 * (385 * 16 + 49 * 384) == 149_856
-    assert values["head_parameters"] == 385 * 2
+    assert values["head_parameters"] == 385 * 2 + 385 * 384  # the packaged encoder's pooler was never trained: it is head
     assert "quickstart (adakron, seed 42)" in finished.stdout

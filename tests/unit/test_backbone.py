@@ -61,12 +61,14 @@ def test_packaged_minilm_is_found_verified_and_not_imported() -> None:
 
 def test_the_real_minilm_with_adapters(capfd: pytest.CaptureFixture[str]) -> None:
     loaded = load_backbone(ModelConfig(), auto_class=CLASSIFIER, options=OPTIONS, seed=0)
-    assert loaded.new_parameters == ("classifier.bias", "classifier.weight") and loaded.name == PACKAGED_MINILM
+    pooler = ("bert.pooler.dense.bias", "bert.pooler.dense.weight")
+    assert loaded.new_parameters == (*pooler, "classifier.bias", "classifier.weight") and loaded.name == PACKAGED_MINILM
     info = adapt(loaded.model, AdapterConfig(), seed=0, new_parameters=loaded.new_parameters)
     assert_trainable(loaded.model, info)
     report = parameter_report(loaded.model, info)
-    assert (report.sites, report.head, report.adapter) == (6, 2 * 385, 6 * (385 * 16 + 49 * 384))
-    assert info.head_modules == ("classifier",)  # its pooler comes with the checkpoint and stays frozen
+    assert (report.sites, report.head, report.adapter) == (6, 2 * 385 + 384 * 385, 6 * (385 * 16 + 49 * 384))
+    # A sentence-transformers model: its pooler is in the checkpoint, but nothing ever trained it.
+    assert info.head_modules == ("classifier", "bert.pooler")
     batch = loaded.tokenizer(["a fine film", "a dull film"], return_tensors="pt")
     assert loaded.model(**batch).logits.shape == (2, 2)
     assert capfd.readouterr() == ("", "")
