@@ -207,8 +207,9 @@ def head_modules(model: PreTrainedModel, new_parameters: Iterable[str] = ()) -> 
     """Names of the modules that are trained whole: those outside the encoder or decoder, and a pooler that is new.
 
     A pretrained pooler inside the backbone (BERT's) stays frozen, as in the published code; one that the checkpoint does not
-    hold, or that its training never used (sentence-transformers models), would stay random for ever, so it is trained. A vocabulary projection (language models) is no task head, and neither
-    is a module all of whose parameters are the backbone's own.
+    hold, or that its training never used (sentence-transformers models), would stay random for ever, so it is trained. A
+    vocabulary projection (language models) is no task head, and neither is a module all of whose parameters are the
+    backbone's own.
     """
     base = model.base_model
     vocabulary = model.get_output_embeddings()

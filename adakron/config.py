@@ -121,6 +121,10 @@ class AdapterConfig(Settings):
         return found
 
 
+DATA_FILES = ("data_dir", "train_file", "validation_file", "test_file")
+"""The settings that name files."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(Settings):
     """The task and where its examples come from."""

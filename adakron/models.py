@@ -191,7 +191,9 @@ def _declared_head(model: PreTrainedModel, config: AdapterConfig) -> tuple[str, 
     unknown = [name for name in names if name not in known]
     if unknown:
         children = [name for name, module in known.items() if name and name.count(".") < 2 and any(True for _ in module.parameters())]
-        raise ConfigError(f"head_modules names {', '.join(unknown)}, which the model has not; it has {_some(children)} (set --head_modules)")
+        raise ConfigError(
+            f"head_modules names {', '.join(unknown)}, not in the model; it has {_some(children)} (set --head_modules)"
+        )
     return names
 
 

@@ -26,7 +26,7 @@ def main(arguments: Sequence[str], world: World) -> None:
     parser.add_argument("--text_pair", action="append", help="The second text of each --text, for tasks on pairs.")
     parser.add_argument("--output_dir", help="Folder for predict_results_<split>.tsv, which must not exist there. Default: the run folder.")
     options = parser.parse(arguments)
-    run = open_run(options, world)
+    run = open_run(options, world, needs_data=not options.text)
     if options.text:
         _predict_texts(run, options, world)
     else:

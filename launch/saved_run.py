@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from adakron import adapter_io, backbone, distributed, run_folder
-from adakron.config import DataConfig, RunConfig
+from adakron.config import DATA_FILES, DataConfig, RunConfig
 from adakron.distributed import World
 from adakron.engine.engine import DTYPES
 from adakron.errors import CheckpointError, ConfigError
@@ -48,8 +48,8 @@ def saved_run_parser(description: str) -> Parser:
     return parser
 
 
-def open_run(options: argparse.Namespace, world: World) -> SavedRun:
-    """Load what a folder holds. Forms the process group once everything was found and checked."""
+def open_run(options: argparse.Namespace, world: World, needs_data: bool = True) -> SavedRun:
+    """Load what a folder holds. needs_data: whether any split will be read."""
     folder = Path(options.run_folder)
     home = folder if (folder / run_folder.RUN_FILE).is_file() else folder.parent
     record = run_folder.read_run(home if (home / run_folder.RUN_FILE).is_file() else folder)
@@ -59,6 +59,11 @@ def open_run(options: argparse.Namespace, world: World) -> SavedRun:
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{home / run_folder.RUN_FILE} does not fit this version: {error}") from error
     given = {name: getattr(options, name) for name in DataConfig.__dataclass_fields__ if hasattr(options, name)}
+    if not needs_data or any(name in given for name in DATA_FILES):
+        # Files named now stand alone; what the run was trained on may be gone.
+        given = dict.fromkeys(DATA_FILES) | given
+    elif saved.data.validation_file or saved.data.test_file:
+        given = {"train_file": None} | given
     model_config = saved.model
     if options.model_name_or_path:
         model_config = dataclasses.replace(model_config, model_name_or_path=options.model_name_or_path)

@@ -12,13 +12,12 @@ from adakron.models import ParameterReport
 def summary_table(config: RunConfig, results: Mapping[str, Mapping[str, Any]], report: ParameterReport, folder: Path) -> str:
     """Task, metrics, parameters, speed, memory, time, folder and what to type next, one line each."""
     train, scores = results["train"], results["eval"]
-    total = report.adapter + report.head + report.backbone
     rows = [("task", f"{config.data.task_name} ({config.adapter.method}, seed {config.training.seed})")]
     rows += [(name, f"{value:.4f}") for name, value in scores.items() if name.startswith("eval_") and not _is_cost(name)]
     rows += [
         ("train loss", f"{train['train_loss']:.4f}"),
-        ("adapter parameters", f"{report.adapter:,} ({100 * report.adapter / total:.3f} % of {total:,})"),
-        ("head parameters", f"{report.head:,} ({100 * report.head / total:.3f} %)"),
+        ("adapter parameters", f"{report.adapter:,} ({report.percent:.3f} % of the backbone)"),
+        ("head parameters", f"{report.head:,} ({100 * report.head / report.backbone:.3f} %)"),
         ("backbone parameters", f"{report.backbone:,} (frozen)"),
         ("speed", f"{train['train_samples_per_second']:.1f} samples/s, {train['train_tokens_per_second']:,.0f} tokens/s (without padding)"),
         ("peak memory", f"{train['peak_memory_mib']:,.0f} MiB per rank"),

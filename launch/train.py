@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from adakron import adapter_io, backbone, distributed, models, run_folder
-from adakron.config import RunConfig
+from adakron.config import DATA_FILES, RunConfig
 from adakron.data.sampler import GlobalBatchSampler
 from adakron.distributed import World
 from adakron.engine import ds_config
@@ -33,6 +33,7 @@ from adakron.log import get_logger
 from adakron.metrics import JsonLinesSink, MetricRecorder, TensorBoardSink, peak_memory_mib
 from adakron.tasks import create_task
 from adakron.tasks.base import Task
+from adakron.tasks.glue import TextTask
 from adakron.trainer import Trainer, TrainResult, best_metric_name, total_steps
 from launch.arguments import parse_train
 from launch.program import run_program
@@ -60,9 +61,13 @@ def main(arguments: Sequence[str], world: World) -> None:
     models.assert_trainable(base.model, info)
     report = models.parameter_report(base.model, info)
     encoded = {name: task.encode(name, base.tokenizer) for name in splits}
+    for name, split in encoded.items():
+        if split.truncated:
+            length = config.data.max_seq_length
+            logger.info("%d of %d %s examples are longer than %d tokens and were cut", split.truncated, len(split), name, length)
 
     distributed.form_group(world, device)
-    folder = claim_folder(with_absolute_paths(config, base.name), settings)
+    folder = claim_folder(as_recorded(config, base.name, task), settings)
     logger.info(
         "%s on %d x %s, ZeRO-%d, %s: %s trainable of %s parameters (adapters %s in %d layers, head %s)",
         config.adapter.method, world.world_size, device.type, settings.stage, settings.precision, f"{report.adapter + report.head:,}",
@@ -198,14 +203,14 @@ def splits_to_use(task: Task, config: RunConfig) -> list[str]:
     return ["train", *validation, *(tests if config.training.do_predict else [])]
 
 
-def with_absolute_paths(config: RunConfig, base_model: str) -> RunConfig:
-    """The configuration as it is recorded: its files are found again from any working directory."""
-    files = {name: getattr(config.data, name) for name in ("data_dir", "train_file", "validation_file", "test_file")}
-    absolute: dict[str, Any] = {name: str(Path(value).expanduser().resolve()) for name, value in files.items() if value}
+def as_recorded(config: RunConfig, base_model: str, task: Task) -> RunConfig:
+    """The configuration as it is recorded: files are found again from any working directory, what was guessed is fixed."""
+    files = {name: getattr(config.data, name) for name in DATA_FILES}
+    data: dict[str, Any] = {name: str(Path(value).expanduser().resolve()) for name, value in files.items() if value}
+    if isinstance(task, TextTask):
+        data["text_column"] = task.spec.text_columns[0]
     return dataclasses.replace(
-        config,
-        model=dataclasses.replace(config.model, model_name_or_path=base_model),
-        data=dataclasses.replace(config.data, **absolute),
+        config, model=dataclasses.replace(config.model, model_name_or_path=base_model), data=dataclasses.replace(config.data, **data)
     )
 
 
@@ -249,7 +254,8 @@ def collect_results(
         "adapter_parameters": report.adapter,
         "head_parameters": report.head,
         "backbone_parameters": report.backbone,
-        "trainable_percent": report.percent,
+        "adapter_percent": report.percent,
+        "trainable_percent": report.trainable_percent,
         "peak_memory_mib": memory,
         "wall_seconds": wall,
     }

@@ -1,9 +1,7 @@
 """The problems that can be trained: quickstart, the GLUE tasks, and own text data."""
 
-import dataclasses
 import difflib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from adakron.config import DataConfig, TrainingConfig
@@ -29,9 +27,6 @@ def create_task(data: DataConfig, training: TrainingConfig, model_options: Mappi
     problems = _ignored_settings(data)
     if problems:
         raise ConfigError(problems)
-    if model_options is not None and data.train_file is not None and not Path(data.train_file).expanduser().exists():
-        # What a saved run was trained on may be gone by now, and is not needed to evaluate it.
-        data = dataclasses.replace(data, train_file=None)
     if name == "text":
         return TextTask(data, training, saved_options=model_options)
     return QuickstartTask(data, training) if name == "quickstart" else GlueTask(data, training)

@@ -68,9 +68,19 @@ class TextTask(TextClassificationTask):
     def _load(self) -> dict[str, RawSplit]:
         return load_raw_splits(self._data, _ONE_OR_TWO_WAY)
 
+    @property
+    def spec(self) -> TextSpec:
+        """Known without data where an earlier run recorded it: single texts can then be predicted anywhere."""
+        if self._saved_options is not None and self._data.text_column:
+            return self._spec(self._saved_rule(), self._data.text_column)
+        return super().spec
+
     def _describe(self, raw: Mapping[str, RawSplit]) -> TextSpec:
         label = self._saved_rule() if self._saved_options is not None else self._rule_from_train(raw)
-        columns = tuple(filter(None, (self._text_column(raw), self._data.text_pair_column)))
+        return self._spec(label, self._text_column(raw))
+
+    def _spec(self, label: LabelRule, text_column: str) -> TextSpec:
+        columns = tuple(filter(None, (text_column, self._data.text_pair_column)))
         if label.problem == "regression":
             metrics: tuple[str, ...] = ("mse", "mae", "pearson", "spearmanr")
             return TextSpec(text_columns=columns, label=label, scoring="regression", metric_names=metrics, metric_for_best="pearson")

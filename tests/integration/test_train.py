@@ -187,3 +187,25 @@ def test_programs_are_not_hidden_by_their_own_names():
     finished = python("launch/train.py", "--help", cwd=ROOT)
     assert finished.returncode == 0, finished.output
     assert "--bottleneck_dim" in finished.stdout
+
+
+def test_own_data_trained_from_relative_files_predicts_from_anywhere(tiny_bert, tmp_path):
+    data = tmp_path / "own"
+    data.mkdir()
+    rows = ["review,stars", *(f"the film was {word},{label}" for word, label in [("good", "high"), ("bad", "low")] * 10)]
+    (data / "reviews.csv").write_text("\n".join(rows) + "\n")
+    flags = ["--task_name", "text", "--train_file", "reviews.csv", "--validation_file", "reviews.csv", "--label_column", "stars"]
+    model = ["--model_name_or_path", str(tiny_bert), "--output_dir", "run", "--max_steps", "30", "--learning_rate", "1e-2"]
+    finished = python(str(ROOT / "launch/train.py"), *flags, *model, cwd=data)
+    assert finished.returncode == 0, finished.output
+    assert results(data / "run")["eval_accuracy"] == 1.0
+    (data / "reviews.csv").rename(data / "moved.csv")
+    texts = ["--text", "the film was good", "--text", "the film was bad"]
+    finished = python("launch/predict.py", str(data / "run"), *texts)
+    assert [line.split(" ")[0] for line in finished.stdout.splitlines()] == ["high", "low"], finished.output
+    finished = python("launch/evaluate.py", str(data / "run"), "--validation_file", str(data / "moved.csv"))
+    assert "eval_accuracy = 1.000000" in finished.stdout, finished.output
+    finished = python("launch/evaluate.py", str(data / "run"))
+    assert finished.returncode == 2, finished.output
+    assert "reviews.csv" in finished.stderr
+    assert "Traceback" not in finished.stderr

@@ -62,6 +62,7 @@ def test_launcher_flags_are_accepted():
         ("--max_steps 0", "max_steps is 0"),
         ("--learning_rate nan", "learning_rate is nan"),
         ("--load_best_model_at_end --eval_strategy no", "--eval_strategy"),
+        ("--num_experts 2", "mixtures of experts"),
         ("stray", "unexpected argument 'stray'"),
         ("--config nowhere.yaml", "nowhere.yaml"),
     ],
