@@ -63,6 +63,11 @@ class Evaluator:
         return self._task.score(split, outputs)
 
 
+def evaluation_prefix(split: str) -> str:
+    """The prefix of a split's metrics: "eval_" for validation, "eval_mismatched_" for validation_mismatched."""
+    return "eval_" + (split.removeprefix("validation").removeprefix("_") + "_" if split != "validation" else "")
+
+
 def _in_order(parts: list[tuple[np.ndarray, np.ndarray]], examples: int) -> np.ndarray:
     first = parts[0][1]
     ordered = np.empty((examples, *first.shape[1:]), dtype=first.dtype)

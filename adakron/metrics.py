@@ -73,8 +73,8 @@ class MetricRecorder:
 
     def record(self, name: str, value: Tensor | float, reduce: Reduce = "same") -> None:
         """Keep a scalar of this step. Tensors stay where they are."""
-        tensor = value.detach() if isinstance(value, Tensor) else torch.tensor(float(value))
-        self._values.setdefault(name, []).append(tensor.to(torch.float64 if tensor.device.type == "cpu" else torch.float32))
+        tensor = value.detach() if isinstance(value, Tensor) else torch.tensor(float(value), dtype=torch.float64)
+        self._values.setdefault(name, []).append(tensor)
         self._reduce[name] = reduce
 
     def flush(self) -> dict[str, float]:

@@ -29,6 +29,7 @@ from adakron.errors import ConfigError
 from adakron.nn import AdaptedLayer, KroneckerAdapter, layer_width
 
 __all__ = [
+    "DTYPES",
     "PACKAGED_MINILM",
     "PLACEMENT",
     "AdaptedModelInfo",
@@ -47,6 +48,9 @@ __all__ = [
 ]
 
 _ENCODER_OUTPUT = r"(.+\.)?encoder\.layer\.\d+\.output\.dense"
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""A run's precision as torch names it."""
 
 PLACEMENT: dict[str, str] = {
     "bert": _ENCODER_OUTPUT,
@@ -191,9 +195,7 @@ def _declared_head(model: PreTrainedModel, config: AdapterConfig) -> tuple[str, 
     unknown = [name for name in names if name not in known]
     if unknown:
         children = [name for name, module in known.items() if name and name.count(".") < 2 and any(True for _ in module.parameters())]
-        raise ConfigError(
-            f"head_modules names {', '.join(unknown)}, not in the model; it has {_some(children)} (set --head_modules)"
-        )
+        raise ConfigError(f"head_modules names {', '.join(unknown)}, not in the model; it has {_some(children)} (set --head_modules)")
     return names
 
 

@@ -14,7 +14,7 @@ from adakron.config import Interval, TrainingConfig
 from adakron.data.sampler import GlobalBatch, GlobalBatchSampler
 from adakron.engine.engine import TrainingEngine
 from adakron.errors import NumericalError
-from adakron.evaluator import Evaluator
+from adakron.evaluator import Evaluator, evaluation_prefix
 from adakron.metrics import MetricRecorder, peak_memory_mib
 from adakron.progress import TrainingProgress
 from adakron.tasks.base import EncodedSplit, Task, to_device
@@ -251,8 +251,3 @@ def best_metric_name(training: TrainingConfig, task: Task) -> str:
 def greater_is_better(training: TrainingConfig, metric: str) -> bool:
     """Whether a larger value of the metric is better."""
     return metric not in LOWER_IS_BETTER if training.greater_is_better is None else training.greater_is_better
-
-
-def evaluation_prefix(split: str) -> str:
-    """The prefix of a split's metrics: "eval_" for validation, "eval_mismatched_" for validation_mismatched."""
-    return "eval_" + (split.removeprefix("validation").removeprefix("_") + "_" if split != "validation" else "")

@@ -48,9 +48,7 @@ class Parser(HfArgumentParser):
     def _unknown(self, token: str) -> str:
         flag = token.split("=")[0]
         if flag in MIXTURE_FLAGS:
-            return (
-                f"{flag} belongs to mixtures of experts, not in this version (the published AdaKron code ignores it, too); drop it"
-            )
+            return f"{flag} belongs to mixtures of experts, not in this version (the published AdaKron code ignores it, too); drop it"
         known = [option for action in self._actions for option in action.option_strings]
         near = difflib.get_close_matches(flag, known, n=2)
         return f"unknown flag {flag}" + (f"; did you mean {' or '.join(near)}?" if near else "; --help lists every flag")

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from adakron import distributed, run_folder
 from adakron.distributed import World
 from adakron.errors import ConfigError
-from adakron.trainer import evaluation_prefix
+from adakron.evaluator import evaluation_prefix
 from launch.program import run_program
 from launch.saved_run import open_run, saved_run_parser, splits_named
 

@@ -1,6 +1,5 @@
 """How every program starts and ends: rank-aware logging, one paragraph per error, true exit codes."""
 
-import logging
 import os
 import sys
 import warnings
@@ -48,7 +47,5 @@ def quiet_libraries() -> None:
     """Silence the known harmless lines of the libraries, each by name."""
     # huggingface tokenizers warns when a process forks after use; nothing here forks with a tokenizer in hand.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    # "Setting accelerator to CPU. If you have GPU ...": the run's own opening line names the device.
-    logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
     # torch 2.13 renamed the collectives that DeepSpeed 0.19.8 still calls at ZeRO-3.
     warnings.filterwarnings("ignore", category=FutureWarning, message=r".*(all_gather_into_tensor|reduce_scatter_tensor).*")

@@ -14,9 +14,9 @@ from transformers import PreTrainedTokenizerBase
 from adakron import adapter_io, backbone, distributed, run_folder
 from adakron.config import DATA_FILES, DataConfig, RunConfig
 from adakron.distributed import World
-from adakron.engine.engine import DTYPES
 from adakron.errors import CheckpointError, ConfigError
 from adakron.evaluator import Evaluator
+from adakron.models import DTYPES
 from adakron.tasks import create_task
 from adakron.tasks.base import Task
 from launch.arguments import Parser, add_launcher_flags

@@ -23,8 +23,6 @@ from adakron.engine.ds_config import DeepSpeedSettings
 from adakron.engine.upstream import quiet_initialisation, ready_deepspeed
 from adakron.errors import ConfigError
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
 
 def schedule_factor(kind: str, step: int, warmup: int, total: int) -> float:
     """Learning rate of a step relative to its peak; step counts from 0.
