@@ -200,6 +200,8 @@ class TrainingConfig(Settings):
         found += _not_negative(
             self, "learning_rate", "weight_decay", "adam_epsilon", "max_grad_norm", "warmup_steps", "seed", "num_train_epochs"
         )
+        if self.seed >= 2**32:
+            found.append(f"seed is {self.seed}; it must be below 2^32 (set --seed)")
         if not 0.0 <= self.warmup_ratio <= 1.0:
             found.append(f"warmup_ratio is {self.warmup_ratio}; it is a share in [0, 1] (set --warmup_ratio, or --warmup_steps)")
         if not 0.0 <= self.label_smoothing < 1.0:

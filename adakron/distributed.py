@@ -74,8 +74,8 @@ def select_device(world: World, environ: Mapping[str, str]) -> torch.device:
     if environ.get("DS_ACCELERATOR") == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     count = torch.cuda.device_count()
-    if world.local_rank >= count:
-        raise ConfigError(f"local rank {world.local_rank} has no GPU: this host has {count}; start at most {count} processes per host")
+    if world.local_world_size > count:  # every rank of the host sees it, so none waits for the others
+        raise ConfigError(f"{world.local_world_size} processes on a host with {count} GPUs; start at most {count} per host")
     device = torch.device("cuda", world.local_rank)
     torch.cuda.set_device(device)
     return device
@@ -96,6 +96,8 @@ def form_group(world: World, device: torch.device, timeout: timedelta = DEFAULT_
         raise ConfigError(
             f"{' and '.join(missing)} not set, with {world.world_size} processes; export the first host's name and a free port"
         )
+    # DeepSpeed insists on these also where another launcher named them differently.
+    os.environ.update(RANK=str(world.rank), WORLD_SIZE=str(world.world_size), LOCAL_RANK=str(world.local_rank))
     dist.init_process_group(_backend(device), rank=world.rank, world_size=world.world_size, timeout=timeout)
 
 

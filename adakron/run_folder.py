@@ -1,5 +1,6 @@
 """What a run leaves in its output folder, and how that folder is claimed: never over another run's files by accident."""
 
+import itertools
 import json
 import os
 import platform
@@ -25,9 +26,7 @@ def check_free(folder: Path, overwrite: bool) -> None:
     """Raise ConfigError unless a run may write into the folder. Changes nothing."""
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"output_dir {folder} is a file; name a folder (--output_dir)")
-    parent = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise ConfigError(f"output_dir {folder} cannot be written: no permission in {parent}; name another folder (--output_dir)")
+    check_writable(folder)
     if not folder.is_dir():
         return
     content = sorted(entry.name for entry in folder.iterdir())
@@ -41,8 +40,21 @@ def check_free(folder: Path, overwrite: bool) -> None:
         )
 
 
-def claim(folder: Path) -> None:
-    """Make the folder, empty of a former run. Only rank 0 calls it, after `check_free` passed on every rank."""
+def check_writable(folder: Path) -> None:
+    """Raise ConfigError unless the folder, or what of its path exists, lets us write. Changes nothing."""
+    there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    if not there.is_dir():
+        raise ConfigError(f"{folder} cannot be made: {there} is a file; name another folder (--output_dir, --logging_dir)")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"{folder} cannot be written: no permission in {there}; name another folder (--output_dir, --logging_dir)")
+
+
+def claim(folder: Path, overwrite: bool) -> None:
+    """Make the folder ours, empty of a former run where overwrite allows it. Only rank 0 calls it.
+
+    Raises ConfigError where another run got there since `check_free`.
+    """
+    check_free(folder, overwrite)
     if (folder / RUN_FILE).exists():
         for entry in folder.iterdir():
             if entry.is_dir() and not entry.is_symlink():
@@ -50,10 +62,28 @@ def claim(folder: Path) -> None:
             else:
                 entry.unlink()
     folder.mkdir(parents=True, exist_ok=True)
+    try:
+        (folder / RUN_FILE).open("x").close()
+    except FileExistsError:
+        raise ConfigError(f"output_dir {folder} was taken by another run this moment; name another folder (--output_dir)") from None
+
+
+def claim_new(stem: Path) -> Path:
+    """Claim a folder of that name, or with -2, -3, ... after it where other runs started in the same second. Rank 0 only."""
+    for attempt in itertools.count(1):
+        folder = stem if attempt == 1 else stem.with_name(f"{stem.name}-{attempt}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        claim(folder, overwrite=False)
+        return folder
+    raise AssertionError("unreachable: some name is free")
 
 
 def write_json(file: Path, content: Any) -> None:
     """Write a JSON file so that nobody ever sees half of it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f".{file.name}.partial")
     partial.write_text(json.dumps(content, indent=2, allow_nan=True) + "\n", encoding="utf-8")
     os.replace(partial, file)

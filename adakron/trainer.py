@@ -110,18 +110,22 @@ class Trainer:
         started = time.perf_counter()
         for epoch in itertools.count():
             for index, batch in enumerate(self._sampler.epoch(epoch)):
-                if not self._step(batch):
-                    continue  # fp16 overflow: counted by the engine, the schedule stands still
-                self._state.epoch = epoch + (index + 1) / self._sampler.steps_per_epoch
-                step, last = self._engine.global_step, self._engine.global_step == self._total
-                self._progress.advance()
+                applied = self._step(batch)
                 epoch_ends = index + 1 == self._sampler.steps_per_epoch
-                if step % self._training.logging_steps == 0 or last:
+                if not (applied or epoch_ends):
+                    continue  # an overflow: counted by the engine, the schedule stands still
+                self._state.epoch = epoch + (index + 1) / self._sampler.steps_per_epoch
+                step = self._engine.global_step
+                last = applied and step == self._total
+                if applied:
+                    self._progress.advance()
+                if applied and (step % self._training.logging_steps == 0 or last):
                     self._seconds += time.perf_counter() - started
                     self._log(step)
                     started = time.perf_counter()
-                evaluate = self._due(self._training.eval_strategy, self._training.eval_steps or self._training.logging_steps, epoch_ends)
-                save = self._due(self._training.save_strategy, self._training.save_steps or 500, epoch_ends)
+                eval_every = self._training.eval_steps or self._training.logging_steps
+                evaluate = self._due(self._training.eval_strategy, eval_every, epoch_ends, applied)
+                save = self._due(self._training.save_strategy, self._training.save_steps or 500, epoch_ends, applied)
                 if evaluate or save:
                     self._seconds += time.perf_counter() - started
                     if evaluate:
@@ -155,11 +159,13 @@ class Trainer:
         self._tokens += int(self._train.lengths[batch.examples].sum())
         return True
 
-    def _due(self, when: Interval, every: int, epoch_ends: bool) -> bool:
+    def _due(self, when: Interval, every: int, epoch_ends: bool, applied: bool) -> bool:
         step = self._engine.global_step
         if when == "no":
             return False
-        return step == self._total or (epoch_ends if when == "epoch" else step % every == 0)
+        if when == "epoch" and epoch_ends:
+            return True
+        return applied and (step == self._total or (when == "steps" and step % every == 0))
 
     def _log(self, step: int) -> None:
         seconds, samples, tokens = self._window
@@ -189,7 +195,10 @@ class Trainer:
         self._state.log_history.append({"step": step, "epoch": round(self._state.epoch, 4), **values})
 
     def evaluate(self) -> dict[str, float]:
-        """Score every evaluation split with the parameters as they are; metrics with their prefixes, equal on all ranks."""
+        """Score every evaluation split with the parameters as they are; metrics with their prefixes, equal on all ranks.
+
+        Leaves the model in evaluation mode.
+        """
         self._engine.eval()
         values: dict[str, float] = {}
         for split, encoded in self._evaluations.items():
@@ -203,11 +212,11 @@ class Trainer:
             self._recorder.write(self._engine.global_step, {f"{prefix[:-1]}/{name}": value for name, value in scores.items()})
             text = "  ".join(f"{prefix}{name} {value:.4f}" for name, value in scores.items())
             self._progress.say(f"step {self._engine.global_step}/{self._total}  {text}")
-        self._engine.train()
         return values
 
     def _evaluate(self, step: int) -> None:
         values = self.evaluate()
+        self._engine.train()
         self._remember(step, values)
         self._last_scores = (step, values)
         metric = values[f"eval_{self._state.metric_for_best_model}"]

@@ -70,6 +70,7 @@ def read_recipe(path: str) -> dict[str, Any]:
 def recipe_arguments(path: str, parser: Parser) -> list[str]:
     """A recipe as command-line arguments, so that its values are checked exactly as typed ones are."""
     known = {action.dest for action in parser._actions}
+    off = {action.dest for action in parser._actions if action.choices and "no" in action.choices}
     problems, arguments = [], []
     for key, value in read_recipe(path).items():
         if key not in known or key == "config":
@@ -79,6 +80,8 @@ def recipe_arguments(path: str, parser: Parser) -> list[str]:
             )
         elif isinstance(value, dict | list):
             problems.append(f"--config {path}: {key} is a {type(value).__name__}; it must be a single value")
+        elif value is False and key in off:
+            arguments.append(f"--{key}=no")  # YAML reads a bare `no` as false
         elif value is not None:
             arguments.append(f"--{key}={value}")
     if problems:

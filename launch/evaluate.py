@@ -25,6 +25,8 @@ def main(arguments: Sequence[str], world: World) -> None:
     options = parser.parse(arguments)
     if options.output_file and Path(options.output_file).exists():
         raise ConfigError(f"--output_file {options.output_file} exists; name another file, or delete it")
+    if options.output_file:
+        run_folder.check_writable(Path(options.output_file).parent)
     run = open_run(options, world)
     splits = splits_named(run.task, options.split, "validation")
     encoded = {name: run.task.encode(name, run.tokenizer) for name in splits}

@@ -61,7 +61,7 @@ def open_run(options: argparse.Namespace, world: World, needs_data: bool = True)
     given = {name: getattr(options, name) for name in DataConfig.__dataclass_fields__ if hasattr(options, name)}
     if not needs_data or any(name in given for name in DATA_FILES):
         # Files named now stand alone; what the run was trained on may be gone.
-        given = dict.fromkeys(DATA_FILES) | given
+        given = dict.fromkeys((*DATA_FILES, "max_train_samples", "max_eval_samples", "max_predict_samples")) | given
     elif saved.data.validation_file or saved.data.test_file:
         given = {"train_file": None} | given
     model_config = saved.model

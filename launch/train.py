@@ -10,6 +10,7 @@ if Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().parent:
     del sys.path[0]  # a script's folder comes first on the path: evaluate.py there would hide the package evaluate
 
 
+import contextlib
 import dataclasses
 import os
 import time
@@ -41,6 +42,9 @@ from launch.summary import summary_table
 
 logger = get_logger(__name__)
 
+DEFAULT_PARENT = Path("runs")
+"""Where runs without --output_dir go."""
+
 
 def main(arguments: Sequence[str], world: World) -> None:
     """Train, evaluate, save and report one run."""
@@ -52,8 +56,12 @@ def main(arguments: Sequence[str], world: World) -> None:
     settings = resolve_deepspeed(config, world, device)
     if config.training.output_dir:
         run_folder.check_free(Path(config.training.output_dir), config.training.overwrite_output_dir)
+    for folder_setting in (str(DEFAULT_PARENT) if not config.training.output_dir else None, config.training.logging_dir):
+        if folder_setting:
+            run_folder.check_writable(Path(folder_setting))
     task = create_task(config.data, config.training)
     splits = splits_to_use(task, config)
+    models.check_architecture(config.model, config.adapter, auto_class=task.auto_class, options=task.model_options())
     base = backbone.load_backbone(
         config.model, auto_class=task.auto_class, options=task.model_options(), seed=config.training.seed, device_type=device.type
     )
@@ -133,12 +141,12 @@ def main(arguments: Sequence[str], world: World) -> None:
         pad_token_id=int(base.tokenizer.pad_token_id),
         save_checkpoint=save_checkpoint,
     )
-    result = trainer.run()
-    scores = result.scores if result.scores is not None or not evaluates(config) else trainer.evaluate()
+    with contextlib.closing(recorder):  # what a run that fails last measured is what one wants to see
+        result = trainer.run()
+        scores = result.scores if result.scores is not None or not evaluates(config) else trainer.evaluate()
     save(folder, result.tensors, dataclasses.asdict(result.state))
     predictions = {name: evaluator.outputs(engine, encoded[name], "predicting") for name in splits if name.startswith("test")}
     memory = float(distributed.all_reduce_max(torch.tensor(peak_memory_mib(device))))
-    recorder.close()
     if world.rank == 0:
         for name, outputs in predictions.items():
             task.write_predictions(name, outputs, folder / f"predict_results_{name}.tsv")
@@ -209,21 +217,42 @@ def as_recorded(config: RunConfig, base_model: str, task: Task) -> RunConfig:
     data: dict[str, Any] = {name: str(Path(value).expanduser().resolve()) for name, value in files.items() if value}
     if isinstance(task, TextTask):
         data["text_column"] = task.spec.text_columns[0]
+    tokenizer = config.model.tokenizer_name
+    if tokenizer and Path(tokenizer).is_dir():
+        tokenizer = str(Path(tokenizer).resolve())
     return dataclasses.replace(
-        config, model=dataclasses.replace(config.model, model_name_or_path=base_model), data=dataclasses.replace(config.data, **data)
+        config,
+        model=dataclasses.replace(config.model, model_name_or_path=base_model, tokenizer_name=tokenizer),
+        data=dataclasses.replace(config.data, **data),
     )
 
 
 def claim_folder(config: RunConfig, settings: DeepSpeedSettings) -> Path:
-    """The output folder, made by rank 0 and known to all, holding the resolved configuration."""
-    default = f"runs/{config.data.task_name}-{config.adapter.method}-seed{config.training.seed}-{datetime.now():%Y%m%d-%H%M%S}"
-    folder = Path(distributed.broadcast_object(config.training.output_dir or default))
+    """The output folder, made by rank 0 and known to all, holding the resolved configuration. All ranks fail together."""
+    claimed: Path | ConfigError | None = None
     if distributed.rank() == 0:
-        run_folder.claim(folder)
-        record = {"config": config.to_dict(), "precision": settings.precision, "command": sys.argv, **run_folder.environment()}
-        run_folder.write_json(folder / run_folder.RUN_FILE, record)
-        run_folder.write_json(folder / run_folder.DEEPSPEED_FILE, settings.config)
-    distributed.barrier()
+        try:
+            claimed = _claim_and_record(config, settings)
+        except ConfigError as error:
+            claimed = error
+    claimed = distributed.broadcast_object(claimed)
+    if isinstance(claimed, ConfigError):
+        raise claimed
+    assert claimed is not None
+    return claimed
+
+
+def _claim_and_record(config: RunConfig, settings: DeepSpeedSettings) -> Path:
+    training = config.training
+    if training.output_dir:
+        folder = Path(training.output_dir)
+        run_folder.claim(folder, training.overwrite_output_dir)
+    else:
+        name = f"{config.data.task_name}-{config.adapter.method}-seed{training.seed}-{datetime.now():%Y%m%d-%H%M%S}"
+        folder = run_folder.claim_new(DEFAULT_PARENT / name)
+    record = {"config": config.to_dict(), "precision": settings.precision, "command": sys.argv, **run_folder.environment()}
+    run_folder.write_json(folder / run_folder.RUN_FILE, record)
+    run_folder.write_json(folder / run_folder.DEEPSPEED_FILE, settings.config)
     return folder
 
 

@@ -190,6 +190,8 @@ def _write_out(config: dict[str, Any], stage: int, precision: Precision) -> None
             zero.setdefault("allgather_bucket_size", 5_000_000)
         zero.setdefault("overlap_comm", False)
     if precision == "bf16":
+        # DeepSpeed would skip every step after a first NaN, silently and for ever; the loop's own check ends such a run.
+        config["bf16"] = {"check_grad_overflow": False} | config["bf16"]
         config["data_types"] = {"grad_accum_dtype": "fp32"} | config.get("data_types", {})
         config.setdefault("communication_data_type", "fp32")
 

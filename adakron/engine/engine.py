@@ -21,7 +21,10 @@ from adakron import distributed
 from adakron.config import TrainingConfig
 from adakron.engine.ds_config import DeepSpeedSettings
 from adakron.engine.upstream import quiet_initialisation, ready_deepspeed
-from adakron.errors import ConfigError
+from adakron.errors import ConfigError, NumericalError
+
+MOST_SKIPS_IN_A_ROW = 40
+"""fp16's dynamic loss scale starts at 2^16 or above and halves at each overflow: healthy runs skip far fewer steps in a row."""
 
 
 def schedule_factor(kind: str, step: int, warmup: int, total: int) -> float:
@@ -66,6 +69,7 @@ class TrainingEngine:
         self.device = device
         self.global_step = 0
         self.skipped_steps = 0
+        self._skipped_in_a_row = 0
         self._world_size = distributed.world_size()
         self._clip = training.max_grad_norm
         self._stage0_norm: Tensor | None = None
@@ -125,14 +129,32 @@ class TrainingEngine:
         self._engine.backward(loss_sum * (self._world_size / max(1, global_targets)), scale_wrt_gas=False)
 
     def step(self) -> bool:
-        """Reduce, clip, update, advance the schedule. False where fp16 overflowed and the step was skipped."""
-        self._engine.step()
+        """Reduce, clip, update, advance the schedule. False where a gradient overflowed and the step was skipped.
+
+        Raises NumericalError where that happens again and again.
+        """
+        try:
+            self._engine.step()
+        except Exception as error:
+            if "loss scale already at minimum" not in str(error):
+                raise
+            raise self._diverged("the fp16 loss scale fell to its minimum") from error
         applied = bool(self._engine.was_step_applied())
         if applied:
             self.global_step += 1
+            self._skipped_in_a_row = 0
         else:
             self.skipped_steps += 1
+            self._skipped_in_a_row += 1
+            if self._skipped_in_a_row >= MOST_SKIPS_IN_A_ROW:
+                raise self._diverged(f"{MOST_SKIPS_IN_A_ROW} steps in a row had gradients that are not finite")
         return applied
+
+    def _diverged(self, what: str) -> NumericalError:
+        return NumericalError(
+            f"{what} after step {self.global_step}: training diverged; lower --learning_rate, clip with --max_grad_norm 1, or train in "
+            "bf16 or fp32 (ds_configs/zero2.json, zero2_fp32.json)"
+        )
 
     def trainable_tensors(self) -> dict[str, Tensor]:
         """What trains, whole and in fp32 on the host, by parameter name. All ranks must call it together."""
@@ -146,7 +168,7 @@ class TrainingEngine:
         """Replace the trainable parameters in the model, not in the optimizer: no training step may follow."""
         for name, parameter in self._named.items():
             with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=self.settings.stage == 3), torch.no_grad():
-                # At stage 3 only rank 0 holds the gathered parameter's data to be written; elsewhere every rank has its own.
+                # At stage 3 the whole parameter is gathered here, and rank 0's copy is what all ranks have afterwards.
                 if parameter.numel():
                     parameter.copy_(tensors[name].to(parameter.device, parameter.dtype))
 

@@ -28,8 +28,8 @@ def test_a_run_is_never_overwritten_unasked(tmp_path):
 def test_overwriting_replaces_a_run_whole(tmp_path):
     make_run(tmp_path / "run")
     run_folder.check_free(tmp_path / "run", overwrite=True)
-    run_folder.claim(tmp_path / "run")
-    assert list((tmp_path / "run").iterdir()) == []
+    run_folder.claim(tmp_path / "run", overwrite=True)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [run_folder.RUN_FILE]
 
 
 def test_a_folder_of_somebody_else_is_not_deleted_even_when_asked(tmp_path):
@@ -67,3 +67,16 @@ def test_pruning_keeps_the_newest_and_the_best(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-100", "checkpoint-15", "checkpoint-5"]
     run_folder.prune_checkpoints(tmp_path, keep=None, best_step=None)
     assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_folder_taken_since_the_check_is_left_alone(tmp_path):
+    run_folder.check_free(tmp_path / "run", overwrite=False)
+    make_run(tmp_path / "run")  # another job was faster
+    with pytest.raises(ConfigError, match="already holds a run"):
+        run_folder.claim(tmp_path / "run", overwrite=False)
+    assert (tmp_path / "run" / "checkpoint-3" / "adapter_config.json").exists()
+
+
+def test_default_names_never_collide(tmp_path):
+    folders = [run_folder.claim_new(tmp_path / "runs" / "same-second") for _ in range(3)]
+    assert [folder.name for folder in folders] == ["same-second", "same-second-2", "same-second-3"]

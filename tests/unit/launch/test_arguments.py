@@ -34,13 +34,14 @@ def test_the_published_quick_start_means_what_it_says():
 
 def test_default_is_below_recipe_is_below_command_line(tmp_path):
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("learning_rate: 3e-4\nbottleneck_dim: 16\ntask_name: rte\ndo_train: true\ncache_dir: null\n")
+    recipe.write_text("learning_rate: 3e-4\nbottleneck_dim: 16\ntask_name: rte\ndo_train: true\ncache_dir: null\neval_strategy: no\n")
     config = parse_train(["--config", str(recipe), "--bottleneck_dim", "32"])
     assert config.training.learning_rate == 3e-4  # YAML itself reads 3e-4 as a string
     assert config.adapter.bottleneck_dim == 32
     assert config.data.task_name == "rte"
     assert config.training.do_train is True
     assert config.training.weight_decay == 0.0
+    assert config.training.eval_strategy == "no"  # which YAML itself reads as false
 
 
 def test_launcher_flags_are_accepted():

@@ -1,0 +1,181 @@
+"""The loop's decisions, with an engine and a task that only count."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from adakron.config import TrainingConfig
+from adakron.data.sampler import GlobalBatchSampler
+from adakron.errors import NumericalError
+from adakron.evaluator import Evaluator, evaluation_prefix
+from adakron.metrics import MetricRecorder
+from adakron.tasks.base import EncodedSplit
+from adakron.trainer import Trainer, greater_is_better, total_steps
+
+EXAMPLES = 10
+
+
+class CountingEngine:
+    """Takes steps without a model; those in `overflows` (by attempt) are skipped."""
+
+    device = torch.device("cpu")
+    learning_rate = 1.0
+    grad_norm = None
+    loss_scale = 1.0
+
+    def __init__(self, overflows: tuple[int, ...] = ()):
+        self.overflows = overflows
+        self.attempts = self.global_step = self.skipped_steps = 0
+        self.training = False
+        self.modes: list[bool] = []
+        self.loaded: Any = None
+
+    def __call__(self, **inputs: torch.Tensor) -> SimpleNamespace:
+        self.modes.append(self.training)
+        return SimpleNamespace(logits=inputs["input_ids"].float())
+
+    def train(self) -> None:
+        self.training = True
+
+    def eval(self) -> None:
+        self.training = False
+
+    def backward(self, loss_sum: torch.Tensor, global_targets: int) -> None:
+        assert global_targets > 0
+
+    def step(self) -> bool:
+        self.attempts += 1
+        if self.attempts in self.overflows:
+            self.skipped_steps += 1
+            return False
+        self.global_step += 1
+        return True
+
+    def trainable_tensors(self) -> dict[str, torch.Tensor]:
+        return {"step": torch.tensor(self.global_step)}
+
+    def load_for_evaluation(self, tensors: dict[str, torch.Tensor]) -> None:
+        self.loaded = tensors
+
+
+class CountingTask:
+    """Every example's loss is `loss_value`; the scores of successive evaluations are given."""
+
+    metric_for_best = "accuracy"
+
+    def __init__(self, scores: tuple[float, ...] = (0.5,) * 99, loss_value: float = 2.0):
+        self.scores = iter(scores)
+        self.loss_value = loss_value
+
+    def collate(self, encoded, indices, pad_token_id):
+        return {"input_ids": torch.zeros(len(indices), 1, dtype=torch.int64)}
+
+    def loss(self, forward, batch):
+        logits = forward(**batch).logits
+        return (logits + self.loss_value).sum(), logits
+
+    def predict(self, forward, batch):
+        return forward(**batch).logits
+
+    def score(self, split, outputs):
+        return {"accuracy": next(self.scores), "loss": 1.0}
+
+
+def encoded(examples: int = EXAMPLES) -> EncodedSplit:
+    return EncodedSplit(
+        features={"input_ids": np.zeros(examples, dtype=np.int32)},
+        offsets=np.arange(examples + 1),
+        labels=np.zeros(examples, dtype=np.int64),
+        target_counts=np.ones(examples, dtype=np.int64),
+        truncated=0,
+    )
+
+
+def build(training: TrainingConfig, engine: CountingEngine, task: CountingTask, saved: list[int]) -> Trainer:
+    sampler = GlobalBatchSampler(encoded().lengths, micro_batch=training.per_device_train_batch_size)
+    evaluator = Evaluator(task, batch_size=4, pad_token_id=0, device=engine.device)  # type: ignore[arg-type]
+    return Trainer(
+        engine, task, sampler, encoded(), {"validation": encoded(5)}, training, evaluator=evaluator, recorder=MetricRecorder(),  # type: ignore[arg-type]
+        pad_token_id=0, save_checkpoint=lambda step, tensors, state: saved.append(step),
+    )  # fmt: skip
+
+
+def settings(**values: Any) -> TrainingConfig:
+    defaults = {"per_device_train_batch_size": 4, "num_train_epochs": 2.0, "logging_steps": 1, "disable_tqdm": True}
+    return TrainingConfig(**(defaults | values))
+
+
+def evaluated_at(trainer_result: Any) -> list[int]:
+    return [entry["step"] for entry in trainer_result.state.log_history if "eval_accuracy" in entry]
+
+
+def test_epochs_end_with_evaluation_and_checkpoint():
+    saved: list[int] = []
+    result = build(settings(), CountingEngine(), CountingTask(), saved).run()
+    assert result.state.global_step == 6  # 10 examples in batches of 4: 3 steps an epoch
+    assert evaluated_at(result) == saved == [3, 6]
+    assert (result.samples, result.loss) == (20, 2.0)
+
+
+def test_steps_decide_where_asked_and_the_last_step_counts():
+    saved: list[int] = []
+    training = settings(eval_strategy="steps", eval_steps=4, save_strategy="steps", save_steps=5)
+    result = build(training, CountingEngine(), CountingTask(), saved).run()
+    assert evaluated_at(result) == [4, 6]
+    assert saved == [5, 6]
+
+
+def test_max_steps_wins_and_may_end_inside_an_epoch():
+    assert total_steps(settings(max_steps=5), steps_per_epoch=3) == 5
+    assert total_steps(settings(num_train_epochs=0.5), steps_per_epoch=3) == 2
+    result = build(settings(max_steps=5), CountingEngine(), CountingTask(), []).run()
+    assert (result.state.global_step, evaluated_at(result)) == (5, [3, 5])
+    assert result.state.epoch == pytest.approx(1 + 2 / 3)
+
+
+def test_skipped_steps_are_made_up_for_and_do_not_swallow_an_evaluation():
+    engine = CountingEngine(overflows=(1, 3))  # the third attempt is the first epoch's last batch
+    result = build(settings(eval_strategy="epoch", save_strategy="no"), engine, CountingTask(), []).run()
+    assert (engine.global_step, engine.skipped_steps, engine.attempts) == (6, 2, 8)
+    assert evaluated_at(result) == [1, 4, 6]
+
+
+def test_the_best_tensors_are_returned_with_their_scores():
+    engine = CountingEngine()
+    training = settings(num_train_epochs=3.0, load_best_model_at_end=True, save_strategy="no")
+    result = build(training, engine, CountingTask(scores=(0.5, 0.9, 0.7)), []).run()
+    assert result.state.best_step == 6
+    assert int(result.tensors["step"]) == 6
+    assert engine.loaded is result.tensors
+    assert result.scores is not None
+    assert result.scores["eval_accuracy"] == 0.9
+
+
+def test_evaluation_and_what_follows_run_without_dropout():
+    engine = CountingEngine()
+    trainer = build(settings(eval_strategy="no", save_strategy="no"), engine, CountingTask(), [])
+    assert trainer.run().scores is None
+    assert all(engine.modes)
+    engine.modes.clear()
+    trainer.evaluate()
+    assert not any(engine.modes)
+    assert not engine.training
+
+
+def test_a_loss_that_is_no_number_ends_the_run():
+    with pytest.raises(NumericalError, match=r"became nan by step 1.*--learning_rate"):
+        build(settings(), CountingEngine(), CountingTask(loss_value=float("nan")), []).run()
+
+
+@pytest.mark.parametrize(("metric", "better"), [("accuracy", True), ("loss", False), ("mse", False)])
+def test_direction_of_a_metric(metric, better):
+    assert greater_is_better(settings(), metric) is better
+    assert greater_is_better(settings(greater_is_better=not better), metric) is not better
+
+
+def test_prefixes_keep_mnli_splits_apart():
+    assert evaluation_prefix("validation") == "eval_"
+    assert evaluation_prefix("validation_mismatched") == "eval_mismatched_"
