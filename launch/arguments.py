@@ -14,7 +14,7 @@ from adakron.errors import ConfigError
 
 GROUPS = (ModelConfig, AdapterConfig, DataConfig, TrainingConfig)
 MIXTURE_FLAGS = ("--num_experts", "--inference_level", "--sharing_up", "--sharing_down", "--use_consistency_loss")
-"""Flags of the published scripts that its own AdaKron code ignores (docs/method.md)."""
+"""Flags of the published scripts for its mixtures of experts (docs/method.md)."""
 
 DEFAULT_DEEPSPEED = Path(__file__).resolve().parent.parent / "ds_configs" / "zero2.json"
 
@@ -48,7 +48,7 @@ class Parser(HfArgumentParser):
     def _unknown(self, token: str) -> str:
         flag = token.split("=")[0]
         if flag in MIXTURE_FLAGS:
-            return f"{flag} belongs to mixtures of experts, not in this version (the published AdaKron code ignores it, too); drop it"
+            return f"{flag} belongs to mixtures of experts, not in this version; drop it"
         known = [option for action in self._actions for option in action.option_strings]
         near = difflib.get_close_matches(flag, known, n=2)
         return f"unknown flag {flag}" + (f"; did you mean {' or '.join(near)}?" if near else "; --help lists every flag")
