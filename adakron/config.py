@@ -25,7 +25,7 @@ class Settings:
     """Base of the configuration dataclasses: checks `Literal` fields, then what `problems()` finds, all at once."""
 
     def __post_init__(self) -> None:
-        found = self._choice_problems()
+        found = self._type_problems() or self._choice_problems()
         found += self.problems() if not found else []
         if found:
             raise ConfigError(found)
@@ -33,6 +33,21 @@ class Settings:
     def problems(self) -> list[str]:
         """What is wrong with the values, one sentence each; empty when all is well."""
         return []
+
+    def _type_problems(self) -> list[str]:
+        # Values of a saved run or of a Python caller never passed a parser.
+        found = []
+        for name, hint in get_type_hints(type(self)).items():
+            options = [*get_args(hint)] or [hint]
+            kinds = tuple(kind for kind in options if isinstance(kind, type))
+            if any(get_origin(option) is Literal for option in (hint, *options)):
+                continue
+            value = getattr(self, name)
+            accepted = (*kinds, int) if float in kinds else kinds
+            if not isinstance(value, accepted) or (isinstance(value, bool) and bool not in kinds):
+                names = " or ".join("nothing" if kind is type(None) else kind.__name__ for kind in kinds)
+                found.append(f"{name} is {value!r}; it must be {names} (set --{name})")
+        return found
 
     def _choice_problems(self) -> list[str]:
         # argparse checks choices only on the command line: a value from YAML or Python arrives here unchecked.
@@ -211,6 +226,8 @@ class TrainingConfig(Settings):
             for name in ("adam_beta1", "adam_beta2")
             if not 0.0 <= getattr(self, name) < 1.0
         ]
+        if self.num_train_epochs > 1_000_000:
+            found.append(f"num_train_epochs is {self.num_train_epochs}; it must be at most 1,000,000 (set --num_train_epochs)")
         if self.max_steps == 0 or self.max_steps < -1:
             found.append(f"max_steps is {self.max_steps}; it must be positive, or -1 for num_train_epochs (set --max_steps)")
         if self.num_train_epochs == 0 and self.max_steps < 0:

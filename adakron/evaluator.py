@@ -37,8 +37,11 @@ class Evaluator:
         self._disable_progress = disable_progress
 
     @torch.no_grad()
-    def outputs(self, forward: Forward, encoded: EncodedSplit, name: str = "evaluating") -> np.ndarray:
-        """The task's outputs for every example, (examples, ...), in the split's order. The model must be in evaluation mode."""
+    def outputs(self, forward: Forward, encoded: EncodedSplit, name: str = "predicting") -> np.ndarray:
+        """The task's outputs for every example, (examples, ...), in the split's order. The model must be in evaluation mode.
+
+        Raises NumericalError where an output is not finite.
+        """
         mine: list[tuple[np.ndarray, np.ndarray]] = []
         batches = evaluation_batches(encoded.lengths, self._batch_size, self._world_size, self._rank)
         with progress_over(batches, name, self._disable_progress) as shown:
@@ -49,11 +52,13 @@ class Evaluator:
                 if not filler:
                     mine.append((indices, outputs.cpu().numpy()))
         parts = [part for rank_parts in distributed.all_gather_object(mine) for part in rank_parts]
-        return _in_order(parts, len(encoded))
+        outputs = _in_order(parts, len(encoded))
+        _check_finite(outputs, name)
+        return outputs
 
     def score(self, forward: Forward, split: str, encoded: EncodedSplit) -> dict[str, float]:
-        """The task's metrics on a labelled split. Raises NumericalError where an output is not finite."""
-        outputs = self.outputs(forward, encoded)
+        """The task's metrics on a labelled split."""
+        outputs = self.outputs(forward, encoded, f"evaluating {split}")
         # Rank 0's numbers for all: ranks decide by them what is best, and a last bit may differ between hosts.
         result: dict[str, float] | AdaKronError | None = None
         if self._rank == 0:
@@ -68,18 +73,21 @@ class Evaluator:
         return result
 
     def _score(self, split: str, outputs: np.ndarray) -> dict[str, float]:
-        bad = ~np.isfinite(outputs.reshape(len(outputs), -1)).all(axis=1)
-        if bad.any():
-            raise NumericalError(
-                f"{int(bad.sum())} of {len(bad)} outputs on the {split} split are not finite, the first for example {int(bad.argmax())}; "
-                "training diverged: lower --learning_rate, or use fp32"
-            )
         return self._task.score(split, outputs)
 
 
 def evaluation_prefix(split: str) -> str:
     """The prefix of a split's metrics: "eval_" for validation, "eval_mismatched_" for validation_mismatched."""
     return "eval_" + (split.removeprefix("validation").removeprefix("_") + "_" if split != "validation" else "")
+
+
+def _check_finite(outputs: np.ndarray, doing: str) -> None:
+    bad = ~np.isfinite(outputs.reshape(len(outputs), -1)).all(axis=1)
+    if bad.any():
+        raise NumericalError(
+            f"{doing}: {int(bad.sum())} of {len(bad)} outputs are not finite, the first for example {int(bad.argmax())}; the training "
+            "diverged: lower --learning_rate, or clip with --max_grad_norm 1"
+        )
 
 
 def _in_order(parts: list[tuple[np.ndarray, np.ndarray]], examples: int) -> np.ndarray:

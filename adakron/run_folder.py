@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
@@ -19,11 +20,20 @@ METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
 CHECKPOINT_PREFIX = "checkpoint-"
 
+_WRITTEN = {
+    RUN_FILE, DEEPSPEED_FILE, STATE_FILE, METRICS_FILE, "train_results.json", "eval_results.json", "all_results.json",
+    "adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "chat_template.jinja",
+}  # fmt: skip
 _VERSIONED = ("adakron", "torch", "deepspeed", "transformers", "datasets", "evaluate", "numpy", "scikit-learn", "scipy", "tokenizers")
 
 
 def check_free(folder: Path, overwrite: bool) -> None:
     """Raise ConfigError unless a run may write into the folder. Changes nothing."""
+    if len(folder.name.encode()) > 255 or (folder.is_symlink() and not folder.exists()):
+        raise ConfigError(
+            f"output_dir {folder} cannot be made: its name is too long, or a dangling link; name another folder (--output_dir)"
+        )
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"output_dir {folder} is a file; name a folder (--output_dir)")
     check_writable(folder)
@@ -55,17 +65,26 @@ def claim(folder: Path, overwrite: bool) -> None:
     Raises ConfigError where another run got there since `check_free`.
     """
     check_free(folder, overwrite)
-    if (folder / RUN_FILE).exists():
-        for entry in folder.iterdir():
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry)
-            else:
-                entry.unlink()
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        if (folder / RUN_FILE).exists():
+            _remove_run(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"output_dir {folder} cannot be made ready: {error.strerror}; name another folder (--output_dir)") from error
     try:
         (folder / RUN_FILE).open("x").close()
     except FileExistsError:
         raise ConfigError(f"output_dir {folder} was taken by another run this moment; name another folder (--output_dir)") from None
+
+
+def _remove_run(folder: Path) -> None:
+    # Only what a run writes: whatever else lies there is somebody's.
+    for entry in folder.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            if entry.name == TENSORBOARD_FOLDER or re.fullmatch(rf"{CHECKPOINT_PREFIX}\d+", entry.name):
+                shutil.rmtree(entry)
+        elif entry.name in _WRITTEN or re.fullmatch(r"predict_results_\w+\.tsv", entry.name):
+            entry.unlink()
 
 
 def claim_new(stem: Path) -> Path:

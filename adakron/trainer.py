@@ -112,7 +112,7 @@ class Trainer:
             for index, batch in enumerate(self._sampler.epoch(epoch)):
                 applied = self._step(batch)
                 epoch_ends = index + 1 == self._sampler.steps_per_epoch
-                if not (applied or epoch_ends):
+                if not (applied or (epoch_ends and self._engine.global_step)):
                     continue  # an overflow: counted by the engine, the schedule stands still
                 self._state.epoch = epoch + (index + 1) / self._sampler.steps_per_epoch
                 step = self._engine.global_step
@@ -181,8 +181,8 @@ class Trainer:
         self._logged_step = step
         if not math.isfinite(values["train/loss"]):
             raise NumericalError(
-                f"the training loss became {values['train/loss']} by step {step}; lower --learning_rate, clip with --max_grad_norm 1, "
-                "or train in fp32 (ds_configs/zero2_fp32.json)"
+                f"the training loss became {values['train/loss']} by step {step}: training diverged; lower --learning_rate, or clip with "
+                "--max_grad_norm 1"
             )
         self._recorder.write(step, values)
         self._remember(step, {name.removeprefix("train/"): value for name, value in values.items()})

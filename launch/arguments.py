@@ -54,13 +54,24 @@ class Parser(HfArgumentParser):
         return f"unknown flag {flag}" + (f"; did you mean {' or '.join(near)}?" if near else "; --help lists every flag")
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML in which the same key twice is an error, not the last one's silent victory."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
+        if twice:
+            raise yaml.YAMLError(f"key {', '.join(twice)} appears twice")
+        return super().construct_mapping(node, deep)
+
+
 def read_recipe(path: str) -> dict[str, Any]:
     """The flat mapping of a YAML recipe. Raises ConfigError where the file is none."""
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_UniqueKeys)  # a SafeLoader
     except OSError as error:
         raise ConfigError(f"--config {path}: cannot be read ({error.strerror}); the project's own are launch/recipes/**/*.yaml") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"--config {path}: not valid YAML ({' '.join(str(error).split())})") from error
     if not isinstance(content, dict):
         raise ConfigError(f"--config {path}: must hold `key: value` lines, the keys being flags without the dashes")
@@ -69,11 +80,14 @@ def read_recipe(path: str) -> dict[str, Any]:
 
 def recipe_arguments(path: str, parser: Parser) -> list[str]:
     """A recipe as command-line arguments, so that its values are checked exactly as typed ones are."""
-    known = {action.dest for action in parser._actions}
-    off = {action.dest for action in parser._actions if action.choices and "no" in action.choices}
+    fields = {action.dest for action in parser._actions if action.dest not in ("config", "help", "local_rank")}
+    known = fields | {option.lstrip("-") for action in parser._actions if action.dest in fields for option in action.option_strings}
+    off = {option.lstrip("-") for action in parser._actions if "no" in (action.choices or ()) for option in action.option_strings}
     problems, arguments = [], []
     for key, value in read_recipe(path).items():
-        if key not in known or key == "config":
+        if f"--{key}" in MIXTURE_FLAGS:
+            problems.append(f"--config {path}: {key} belongs to mixtures of experts, not in this version; drop it")
+        elif key not in known:
             near = difflib.get_close_matches(str(key), known, n=1)
             problems.append(
                 f"--config {path}: unknown key {key!r}" + (f"; did you mean {near[0]}?" if near else "; keys are flags without the dashes")
@@ -137,8 +151,8 @@ def parse_train(arguments: Sequence[str]) -> RunConfig:
 
 
 def _recipe_path(arguments: Sequence[str]) -> str | None:
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    finder.add_argument("--config")
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    finder.add_argument("--config", nargs="?")  # a missing value is reported by the full parser
     return finder.parse_known_args(list(arguments))[0].config
 
 

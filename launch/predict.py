@@ -10,7 +10,8 @@ if Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().parent:
 import argparse
 from collections.abc import Sequence
 
-from adakron import distributed
+from adakron import distributed, run_folder
+from adakron.config import DATA_FILES
 from adakron.distributed import World
 from adakron.errors import ConfigError
 from adakron.tasks.classification import TextClassificationTask
@@ -26,6 +27,10 @@ def main(arguments: Sequence[str], world: World) -> None:
     parser.add_argument("--text_pair", action="append", help="The second text of each --text, for tasks on pairs.")
     parser.add_argument("--output_dir", help="Folder for predict_results_<split>.tsv, which must not exist there. Default: the run folder.")
     options = parser.parse(arguments)
+    if options.text and (options.output_dir or options.split or any(hasattr(options, name) for name in DATA_FILES)):
+        raise ConfigError("--text predicts the texts given and writes no file; drop --output_dir, --split and the data files, or --text")
+    if options.output_dir:
+        run_folder.check_writable(Path(options.output_dir))
     run = open_run(options, world, needs_data=not options.text)
     if options.text:
         _predict_texts(run, options, world)

@@ -13,6 +13,9 @@ from adakron.log import setup_logging
 EXIT_ERROR = 2
 """Exit code of an error that the user can mend. An unexpected exception leaves with Python's 1 and its traceback."""
 
+EXIT_INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+
 
 def run_program(main: Callable[[Sequence[str], World], None]) -> int:
     """Run a program's main with the command line and this process's place; the exit code.
@@ -33,6 +36,10 @@ def run_program(main: Callable[[Sequence[str], World], None]) -> int:
         if world.local_rank == 0:
             print(_paragraph(error), file=sys.stderr, flush=True)
         return EXIT_ERROR
+    except KeyboardInterrupt:
+        if world.local_rank == 0:
+            print("interrupted; saved checkpoint-<step> folders in the output folder can be evaluated", file=sys.stderr, flush=True)
+        return EXIT_INTERRUPTED
     finally:
         distributed.leave_group()
     return 0

@@ -68,10 +68,13 @@ def open_run(options: argparse.Namespace, world: World, needs_data: bool = True)
     if options.model_name_or_path:
         model_config = dataclasses.replace(model_config, model_name_or_path=options.model_name_or_path)
     config = dataclasses.replace(saved, data=dataclasses.replace(saved.data, **given), model=model_config)
-    batch_size = options.per_device_eval_batch_size or config.training.per_device_eval_batch_size
+    batch_size = options.per_device_eval_batch_size
+    if batch_size is None:
+        batch_size = config.training.per_device_eval_batch_size
     if batch_size < 1:
         raise ConfigError(f"per_device_eval_batch_size is {batch_size}; it must be at least 1")
 
+    _check_finished(folder)
     device = distributed.select_device(world, os.environ)
     adapter = adapter_io.read_adapter_config(folder)
     task = create_task(config.data, config.training, model_options=adapter.model_options)
@@ -90,6 +93,15 @@ def open_run(options: argparse.Namespace, world: World, needs_data: bool = True)
         rank=world.rank,
     )
     return SavedRun(folder, config, task, model, base.tokenizer, evaluator, device)
+
+
+def _check_finished(folder: Path) -> None:
+    if (folder / adapter_io.CONFIG_FILE).is_file():
+        return
+    saved = [path for path in folder.glob(f"{run_folder.CHECKPOINT_PREFIX}*") if (path / adapter_io.CONFIG_FILE).is_file()]
+    newest = max(saved, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
+    remedy = f"name its newest checkpoint: {newest}" if newest else "it saved no checkpoint either; train again"
+    raise CheckpointError(f"the run in {folder} did not finish: it holds no {adapter_io.CONFIG_FILE}; {remedy}")
 
 
 def splits_named(task: Task, asked: str | None, prefix: str) -> Sequence[str]:

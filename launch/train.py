@@ -75,7 +75,6 @@ def main(arguments: Sequence[str], world: World) -> None:
             logger.info("%d of %d %s examples are longer than %d tokens and were cut", split.truncated, len(split), name, length)
 
     distributed.form_group(world, device)
-    folder = claim_folder(as_recorded(config, base.name, task), settings)
     logger.info(
         "%s on %d x %s, ZeRO-%d, %s: %s trainable of %s parameters (adapters %s in %d layers, head %s)",
         config.adapter.method, world.world_size, device.type, settings.stage, settings.precision, f"{report.adapter + report.head:,}",
@@ -107,6 +106,8 @@ def main(arguments: Sequence[str], world: World) -> None:
         total_steps=total_steps(config.training, sampler.steps_per_epoch),
         device=device,
     )
+
+    folder = claim_folder(as_recorded(config, base.name, task), settings)
 
     def save(target: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         if world.rank == 0:
@@ -168,7 +169,7 @@ def resolve_deepspeed(config: RunConfig, world: World, device: torch.device) -> 
         fp16=training.fp16,
     )
     settings = ds_config.resolve(ds_config.read_json(config.deepspeed), values, name=config.deepspeed)
-    problem = ds_config.device_problem(settings.precision, device.type)
+    problem = ds_config.parser_problem(settings.config) or ds_config.device_problem(settings.precision, device.type)
     if problem:
         raise ConfigError(f"{config.deepspeed}: {problem}")
     return settings

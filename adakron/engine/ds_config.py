@@ -4,11 +4,13 @@ DeepSpeed 0.19.8 ignores unknown top-level keys, resolves no "auto", clips at 1.
 reduces bf16 gradients in bf16. All problems of a file are reported together, before any process group exists.
 """
 
+import copy
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from adakron.engine.upstream import quiet_initialisation
 from adakron.errors import ConfigError
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -113,6 +115,7 @@ def resolve(source: dict[str, Any], values: RunValues, *, name: str = "the DeepS
     precision = _precision(config, values, problems)
     stage = _stage(config, problems)
     _check_combination(config, stage, precision, problems)
+    _check_scalars(config, problems)
     if problems:
         raise ConfigError([f"{name}: {problem}" for problem in problems])
     _write_out(config, stage, precision)
@@ -158,6 +161,21 @@ def _stage(config: dict[str, Any], problems: list[str]) -> int:
     return int(stage)
 
 
+def _check_scalars(config: dict[str, Any], problems: list[str]) -> None:
+    # DeepSpeed looks at these only when it uses them.
+    for key in ("steps_per_print", "gradient_predivide_factor"):
+        value = config.get(key, 1)
+        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+            problems.append(f'"{key}" is {value!r}; it must be a positive number')
+    dtypes = ("fp32", "fp16", "bf16")
+    for place, key in ((config, "communication_data_type"), (config.get("data_types", {}), "grad_accum_dtype")):
+        if place.get(key) is not None and place[key] not in dtypes:
+            problems.append(f'"{key}" is {place[key]!r}; it must be one of {", ".join(dtypes)}')
+    for key, value in config["zero_optimization"].items():
+        if key.endswith("bucket_size") and (isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value <= 2**40):
+            problems.append(f'"zero_optimization.{key}" is {value!r}; it must be a number of elements, from 1 to 2^40')
+
+
 def _check_combination(config: dict[str, Any], stage: int, precision: Precision, problems: list[str]) -> None:
     if stage == 0 and precision != "fp32":
         problems.append(
@@ -194,6 +212,20 @@ def _write_out(config: dict[str, Any], stage: int, precision: Precision) -> None
         config["bf16"] = {"check_grad_overflow": False} | config["bf16"]
         config["data_types"] = {"grad_accum_dtype": "fp32"} | config.get("data_types", {})
         config.setdefault("communication_data_type", "fp32")
+
+
+def parser_problem(config: dict[str, Any]) -> str | None:
+    """What DeepSpeed's own parser has against a resolved configuration, on one line; None where it accepts it."""
+    from deepspeed import DeepSpeedConfig
+
+    # Outside a process group DeepSpeed takes the world size to be 1: the product over ranks was checked by `resolve`.
+    alone = {key: copy.deepcopy(value) for key, value in config.items() if key != "train_batch_size"}
+    try:
+        with quiet_initialisation():
+            DeepSpeedConfig(alone)
+    except Exception as error:  # pydantic's, assertions, type errors: whatever a section's parser raises
+        return " ".join(str(error).split()) or type(error).__name__
+    return None
 
 
 def device_problem(precision: Precision, device_type: str) -> str | None:

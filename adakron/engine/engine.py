@@ -152,8 +152,7 @@ class TrainingEngine:
 
     def _diverged(self, what: str) -> NumericalError:
         return NumericalError(
-            f"{what} after step {self.global_step}: training diverged; lower --learning_rate, clip with --max_grad_norm 1, or train in "
-            "bf16 or fp32 (ds_configs/zero2.json, zero2_fp32.json)"
+            f"{what} after step {self.global_step}: training diverged; lower --learning_rate, or clip with --max_grad_norm 1"
         )
 
     def trainable_tensors(self) -> dict[str, Tensor]:

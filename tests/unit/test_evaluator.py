@@ -59,7 +59,7 @@ def test_outputs_come_in_the_splits_order_each_once(world_size, monkeypatch):
         calls.append(0)
         monkeypatch.setattr(distributed, "all_gather_object", lambda mine: (shares.append(mine), [mine])[1])
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("adakron.evaluator._in_order", lambda parts, examples: np.zeros(0))
+            patch.setattr("adakron.evaluator._in_order", lambda parts, examples: np.zeros((1, 1)))
             evaluator(world_size, rank).outputs(counting, split())
     assert len(set(calls)) == 1  # equal forward counts, or ZeRO-3 hangs
     monkeypatch.setattr(distributed, "all_gather_object", lambda mine: shares)
@@ -71,5 +71,5 @@ def test_an_output_that_is_no_number_is_named():
         logits = inputs["input_ids"].float()
         return SimpleNamespace(logits=logits.masked_fill(logits == 5.0, float("nan")))
 
-    with pytest.raises(NumericalError, match="1 of 17 outputs on the validation split are not finite, the first for example 5"):
+    with pytest.raises(NumericalError, match="evaluating validation: 1 of 17 outputs are not finite, the first for example 5"):
         evaluator().score(broken, "validation", split())

@@ -27,9 +27,12 @@ def test_a_run_is_never_overwritten_unasked(tmp_path):
 
 def test_overwriting_replaces_a_run_whole(tmp_path):
     make_run(tmp_path / "run")
+    (tmp_path / "run" / "notes.md").write_text("mine")
+    (tmp_path / "run" / "data").mkdir()
     run_folder.check_free(tmp_path / "run", overwrite=True)
     run_folder.claim(tmp_path / "run", overwrite=True)
-    assert [path.name for path in (tmp_path / "run").iterdir()] == [run_folder.RUN_FILE]
+    # ... and nothing but the run.
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {run_folder.RUN_FILE, "notes.md", "data"}
 
 
 def test_a_folder_of_somebody_else_is_not_deleted_even_when_asked(tmp_path):

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from adakron.engine.ds_config import RunValues, read_json, resolve
+from adakron.engine.ds_config import RunValues, parser_problem, read_json, resolve
 from adakron.errors import ConfigError
 
 SHIPPED = sorted((Path(__file__).resolve().parents[3] / "ds_configs").glob("*.json"))
@@ -52,6 +52,9 @@ def test_flags_turn_on_an_auto_precision():
         ({"bf16": {"enabled": True}}, "stage 0"),
         ({"bf16": {"enabled": True}, "fp16": {"enabled": True}, "zero_optimization": {"stage": 2}}, "both enabled"),
         ({"torch_autocast": {"enabled": True}}, "torch_autocast"),
+        ({"zero_optimization": {"stage": 1, "reduce_bucket_size": "big"}}, "reduce_bucket_size"),
+        ({"communication_data_type": "bananas"}, "communication_data_type"),
+        ({"steps_per_print": 0}, "steps_per_print"),
         ({"checkpoint": {"writer": {"type": "FAST"}}}, "checkpoint.writer"),
     ],
 )
@@ -72,3 +75,22 @@ def test_a_broken_file_is_one_clear_error(tmp_path, text):
     file.write_text(text, encoding="latin-1")
     with pytest.raises(ConfigError, match=r"bad\.json"):
         read_json(str(file))
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
+def test_deepspeed_accepts_what_resolve_makes_of_the_shipped_files(file):
+    assert parser_problem(resolve(read_json(str(file)), VALUES).config) is None
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        {"zero_optimization": {"stage": 2, "stag": 1}},
+        {"zero_optimization": {"stage": 2, "offload_optimizer": "cpu"}},
+        {"zero_optimization": {"stage": 2, "overlap_comm": "maybe"}},
+        {"zero_optimization": {"stage": 2}, "bf16": {"enabled": True, "foo": 1}},
+        {"flops_profiler": 5},
+    ],
+)
+def test_what_deepspeeds_own_parser_refuses_is_found_before_the_run(section):
+    assert parser_problem(resolve(section, VALUES).config)

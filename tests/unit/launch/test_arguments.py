@@ -2,6 +2,7 @@ import shlex
 
 import pytest
 
+from adakron.config import AdapterConfig
 from adakron.errors import ConfigError
 from launch.arguments import parse_train
 
@@ -86,6 +87,9 @@ def test_problems_of_several_groups_are_reported_together():
         ("learning_rate: [1, 2]", "learning_rate is a list"),
         ("- a\n- b", "must hold `key: value` lines"),
         ("a: b: c", "not valid YAML"),
+        ("seed: 1\nseed: 2", "seed appears twice"),
+        ("num_experts: 2", "mixtures of experts"),
+        ("local_rank: 0", "unknown key"),
         ("lr_scheduler_type: quadratic", "recipe.yaml.*quadratic"),
         ("seed: yes", "recipe.yaml.*seed"),
     ],
@@ -95,3 +99,16 @@ def test_a_bad_recipe_is_one_clear_error(tmp_path, text, said):
     recipe.write_text(text)
     with pytest.raises(ConfigError, match=said):
         parse_train(["--config", str(recipe)])
+
+
+def test_a_recipe_may_use_the_other_names_of_a_flag(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("adapter_size: 16\nevaluation_strategy: no\n")
+    config = parse_train(["--config", str(recipe)])
+    assert (config.adapter.bottleneck_dim, config.training.eval_strategy) == (16, "no")
+
+
+@pytest.mark.parametrize("value", ["8", 8.5, True, None])
+def test_python_values_of_the_wrong_type_are_refused(value):
+    with pytest.raises(ConfigError, match=r"bottleneck_dim is .*; it must be int"):
+        AdapterConfig(bottleneck_dim=value)
