@@ -5,13 +5,12 @@ name) and `adapter_config.json` (PEFT's fields, the adapter's settings, and what
 Nothing here pickles or unpickles.
 """
 
-import dataclasses
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import safetensors.torch
 import torch
@@ -40,6 +39,16 @@ TASK_TYPES = {
     "AutoModelForSeq2SeqLM": "SEQ_2_SEQ_LM",
     "AutoModel": "FEATURE_EXTRACTION",
 }
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "base_model_name_or_path": (str,),
+    "auto_class": (str,),
+    "model_options": (dict,),
+    "extra": (dict,),
+    "modules_to_save": (list,),
+    "target_modules": (list,),
+}
+_KIND_NAMES = {str: "a string", dict: "an object", list: "a list", int: "a whole number", float: "a number", type(None): "null"}
 
 _ADAPTER_TENSORS = tuple(f"{layer}.{kind}" for layer in ("down_a", "down_b", "up") for kind in ("weight", "bias"))
 
@@ -130,23 +139,17 @@ def read_adapter_config(folder: str | Path) -> AdapterFolder:
             f"{path}: format_version is {content.get('format_version')!r}, this release reads {FORMAT_VERSION};"
             " use the release that wrote it"
         )
-    settings = {field.name: field.name for field in dataclasses.fields(AdapterConfig)} | {"target_modules": "target_pattern"}
-    texts, objects, lists = ("base_model_name_or_path", "auto_class"), ("model_options", "extra"), ("modules_to_save", "target_modules")
-    kinds: dict[str, type] = dict.fromkeys(texts, str) | dict.fromkeys(objects, dict) | dict.fromkeys(lists, list)
-    problems = [f"{key} is missing" for key in (*kinds, *settings.values()) if key not in content]
-    problems += [
-        f"{key} must be a {kind.__name__}, got {content[key]!r}"
-        for key, kind in kinds.items()
-        if key in content and not isinstance(content[key], kind)
-    ]
-    if problems:
-        raise CheckpointError(f"{path}: " + "; ".join(dict.fromkeys(problems)))
-    try:
-        adapter = AdapterConfig(**{name: content[key] for name, key in settings.items()})
-    except (ConfigError, TypeError) as error:
-        raise CheckpointError(f"{path}: {error}") from error
+    adapter, problems = _adapter_settings(content)
+    problems = _kind_problems(content, _KINDS) + problems
+    for key in ("modules_to_save", "target_modules"):
+        if isinstance(content.get(key), list) and not all(isinstance(name, str) for name in content[key]):
+            problems.append(f"{key} must list names, got {content[key]!r}")
+    if isinstance(content.get("model_options"), dict):
+        problems += _label_problems(content["model_options"], content.get("auto_class"))
+    if problems or adapter is None:
+        raise CheckpointError(f"{path}: " + "; ".join(problems))
     options = dict(content["model_options"])
-    if isinstance(options.get("id2label"), dict):
+    if "id2label" in options:
         # JSON has no integer keys.
         options["id2label"] = {int(label): name for label, name in options["id2label"].items()}
     return AdapterFolder(
@@ -158,6 +161,56 @@ def read_adapter_config(folder: str | Path) -> AdapterFolder:
         sites=tuple(content["target_modules"]),
         extra=content["extra"],
     )
+
+
+def _adapter_settings(content: Mapping[str, Any]) -> tuple[AdapterConfig | None, list[str]]:
+    """The adapter's settings, or what is wrong with them."""
+    keys = {name: "target_pattern" if name == "target_modules" else name for name in AdapterConfig.__dataclass_fields__}
+    # What a Literal allows is checked by AdapterConfig itself, the kinds of the other values are not.
+    hints = {keys[name]: hint for name, hint in get_type_hints(AdapterConfig).items()}
+    problems = _kind_problems(
+        content, {key: () if get_origin(hint) is Literal else get_args(hint) or (hint,) for key, hint in hints.items()}
+    )
+    if problems:
+        return None, problems
+    try:
+        return AdapterConfig(**{name: content[key] for name, key in keys.items()}), []
+    except ConfigError as error:
+        return None, error.problems
+
+
+def _kind_problems(content: Mapping[str, Any], kinds: Mapping[str, tuple[type, ...]]) -> list[str]:
+    """Which keys are missing or hold a value of none of their kinds; no kinds: any value."""
+    problems = []
+    for key, allowed in kinds.items():
+        if key not in content:
+            problems.append(f"{key} is missing")
+        # type() and not isinstance: true is no number.
+        elif allowed and type(content[key]) not in (*allowed, *((int,) if float in allowed else ())):
+            problems.append(f"{key} must be {' or '.join(_KIND_NAMES[kind] for kind in allowed)}, got {content[key]!r}")
+    return problems
+
+
+def _label_problems(options: Mapping[str, Any], auto_class: Any) -> list[str]:
+    """What is wrong with num_labels, id2label and label2id, each by itself and together."""
+    kinds: dict[str, tuple[type, ...]] = {"num_labels": (int,), "id2label": (dict,), "label2id": (dict,)}
+    needed = set()
+    if auto_class == "AutoModelForSequenceClassification":
+        needed = {"num_labels"} if options.get("problem_type") == "regression" else {"num_labels", "id2label"}
+    problems = _kind_problems(options, {key: kind for key, kind in kinds.items() if key in needed or key in options})
+    if problems:
+        return [f"model_options: {problem}" for problem in problems]
+    count, names, indices = options.get("num_labels"), options.get("id2label"), options.get("label2id")
+    if names is not None:
+        if set(names) != {str(index) for index in range(len(names))} or not all(isinstance(name, str) for name in names.values()):
+            return [f"model_options: id2label must map 0, 1, ... to names, got {names!r}"]
+        if count is not None and count != len(names):
+            problems.append(f"num_labels is {count}, but id2label has {len(names)} classes")
+        if indices is not None and indices != {name: int(index) for index, name in names.items()}:
+            problems.append(f"label2id {indices!r} is not the inverse of id2label {names!r}")
+    if count is not None and count < 1:
+        problems.append(f"num_labels is {count}; it must be at least 1")
+    return [f"model_options: {problem}" for problem in problems]
 
 
 def read_adapter_tensors(folder: str | Path) -> dict[str, Tensor]:

@@ -3,9 +3,11 @@
 Everything a user can get wrong about a model folder ends here, in one ConfigError, instead of a traceback from a library.
 """
 
+import copy
 import functools
 import hashlib
 import importlib.metadata
+import json
 import logging
 import re
 import sys
@@ -33,21 +35,37 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class NewParameters:
+    """Names of the parameters of a loaded model that no training has reached yet; all of them lie in the head.
+
+    missing: not in the checkpoint, or of another shape there, so they hold random values; frozen, they would for ever.
+    unused: in the checkpoint, but its training never used them (`_unused_pooler`); they train by default, and may stay frozen.
+    """
+
+    missing: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All of them, sorted."""
+        return tuple(sorted({*self.missing, *self.unused}))
+
+
+@dataclass(frozen=True)
 class Backbone:
     """A loaded model with its head.
 
     model: in evaluation mode, on the CPU, nothing frozen yet.
     path: the local folder, absolute, or the hub id it came from.
     name: what to record as the base model: `path`, but independent of the machine for the packaged encoder.
-    new_parameters: sorted names of the parameters that the checkpoint does not hold, or that its training never used; all of
-    them lie in the head.
+    new_parameters: what the checkpoint does not hold, or its training never used.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     path: str
     name: str
-    new_parameters: tuple[str, ...]
+    new_parameters: NewParameters
 
 
 @functools.cache
@@ -98,10 +116,21 @@ def load_config(config: ModelConfig, options: Mapping[str, Any]) -> PreTrainedCo
     """The architecture's configuration with the task's options and the dropout override applied; reads no weights.
 
     options: num_labels, id2label, label2id, problem_type, as they apply.
+    Raises ConfigError on a folder that cannot be read, and on an architecture that is no encoder or decoder of text.
     """
     path = resolve_backbone(config)
     with _reading("configuration", path, "--model_name_or_path"):
         loaded: PreTrainedConfig = AutoConfig.from_pretrained(path, **_hub_arguments(config, path), **options)
+    unsupported = ""
+    if getattr(loaded, "vocab_size", None) is None:
+        unsupported = "is no text model: its configuration has no vocab_size"
+    elif getattr(loaded, "is_encoder_decoder", False):
+        unsupported = "is an encoder-decoder, whose second input this trainer does not provide"
+    if unsupported:
+        raise ConfigError(
+            f"model type {loaded.model_type!r} ({path}) is not supported: it {unsupported}; the backbone must be an encoder like BERT or"
+            " a decoder like GPT-2 (set --model_name_or_path)"
+        )
     if config.dropout is not None:
         for name, value in list(loaded.to_dict().items()):
             # None, as in classifier_dropout, means "as hidden_dropout_prob"; booleans are switches, not probabilities.
@@ -135,9 +164,10 @@ def load_backbone(
     tokenizer = _load_tokenizer(config, path, architecture)
     if tokenizer.pad_token_id is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token
-    if architecture.pad_token_id is None:
+    if getattr(architecture, "pad_token_id", None) is None:
         architecture.pad_token_id = tokenizer.pad_token_id
     tokenizer.model_max_length = min(tokenizer.model_max_length, position_limit(architecture))
+    check_attention(config, architecture, auto_class)
     remedy = "--model_name_or_path"
     with _reading("weights", path, remedy), quiet_transformers(), torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed: it would reseed the accelerators as well, which fork_rng does not restore here.
@@ -155,14 +185,24 @@ def load_backbone(
     parameters = {name for name, _ in model.named_parameters()}
     mismatched = {key if isinstance(key, str) else key[0] for key in loading["mismatched_keys"]}
     new = tuple(sorted(parameters & ({*loading["missing_keys"]} | mismatched)))
-    unused = _unused_pooler(model, config, path)
+    unused = tuple(sorted(set(_unused_pooler(model, config, path)) - {*new}))
     heads = head_modules(model, new)
     random_backbone = [name for name in new if not is_inside(name, heads)]
+    problems = []
     if random_backbone:
-        raise ConfigError(
+        problems.append(
             f"the checkpoint {path} does not fit {type(model).__name__}: {len(random_backbone)} parameters of the frozen part would be"
             f" random, e.g. {', '.join(random_backbone[:4])} (set {remedy} to a complete checkpoint of this architecture)"
         )
+    dropped = _dropped_layers(model, loading["unexpected_keys"])
+    if dropped:
+        problems.append(
+            f"the checkpoint {path} holds {len(dropped)} parameters of layers that its config.json does not describe, e.g."
+            f" {', '.join(dropped[:4])}; they would be dropped (correct num_hidden_layers there, or set {remedy} to a folder whose"
+            " configuration fits its weights)"
+        )
+    if problems:
+        raise ConfigError(problems)
     if len(tokenizer) > _vocabulary(model):
         raise ConfigError(
             f"the tokenizer knows {len(tokenizer)} tokens, the backbone's embedding only {_vocabulary(model)}: they do not belong"
@@ -170,7 +210,42 @@ def load_backbone(
         )
     log.info("%d parameters of the head are new, e.g. %s", len(new), ", ".join(new[:4]) or "none")
     name = PACKAGED_MINILM if config.model_name_or_path is None or _is_packaged(config.model_name_or_path) else path
-    return Backbone(model, tokenizer, path, name, tuple(sorted({*new, *unused})))
+    return Backbone(model, tokenizer, path, name, NewParameters(new, unused))
+
+
+def check_attention(config: ModelConfig, architecture: PreTrainedConfig, auto_class: str) -> None:
+    """ConfigError where the attention code that was asked for is not installed, or not written for this architecture.
+
+    Found by building the model on the meta device, which costs no memory. The architecture is one that `auto_class` can build.
+    """
+    if config.attn_implementation is None:
+        return
+    with quiet_transformers(), torch.device("meta"):
+        try:
+            # A copy: from_config writes its arguments into the configuration.
+            model_class(auto_class).from_config(
+                copy.deepcopy(architecture), attn_implementation=config.attn_implementation, trust_remote_code=config.trust_remote_code
+            )
+        except (ImportError, ValueError) as error:
+            raise ConfigError(
+                f"attn_implementation {config.attn_implementation} cannot be used for model type {architecture.model_type!r} here:"
+                f" {reason_of(error)} (set --attn_implementation to another, or drop it)"
+            ) from error
+
+
+# Tables that older checkpoints carry and newer code computes.
+_BUFFERS = re.compile(r".*(position_ids|token_type_ids|inv_freq|masked_bias|attn\.bias)")
+
+
+def _dropped_layers(model: PreTrainedModel, unexpected: Iterable[str]) -> list[str]:
+    """The unexpected names that belong to a numbered layer of the backbone; heads of other tasks and poolers do not."""
+    children = [name for name, _ in model.base_model.named_children()]
+    found = []
+    for key in sorted(unexpected):
+        name = key.removeprefix(f"{model.base_model_prefix}.")
+        if is_inside(name, children) and re.search(r"\.\d+\.", name) and not _BUFFERS.fullmatch(name):
+            found.append(key)
+    return found
 
 
 def _unused_pooler(model: PreTrainedModel, config: ModelConfig, path: str) -> list[str]:
@@ -257,12 +332,36 @@ def _load_tokenizer(config: ModelConfig, path: str, architecture: PreTrainedConf
     source = config.tokenizer_name or path
     remedy = "--tokenizer_name" if config.tokenizer_name else "--tokenizer_name or --model_name_or_path"
     with _reading("tokenizer", source, remedy), quiet_transformers():
-        # The architecture tells the kind of tokenizer, for folders that hold nothing but vocabulary files.
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, config=architecture, **_hub_arguments(config, source))
+        try:
+            # The architecture tells the kind of tokenizer, for folders that hold nothing but vocabulary files.
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                source, config=architecture, **_hub_arguments(config, source)
+            )
+        except Exception as error:
+            damaged = _damaged_tokenizer_files(Path(source))
+            if damaged:
+                raise ConfigError([f"{problem} (restore it, or set {remedy})" for problem in damaged]) from error
+            raise
     # Without a vocabulary file transformers 5 makes a tokenizer that knows its special tokens only, and says nothing.
     if len(tokenizer) <= len(set(tokenizer.all_special_tokens)):
         raise ConfigError(f"no tokenizer vocabulary (tokenizer.json, vocab.txt, ...) in {source} (set {remedy})")
     return tokenizer
+
+
+def _damaged_tokenizer_files(folder: Path) -> list[str]:
+    # What the library says about a damaged file names neither the file nor what is wrong with it ("'added_tokens'").
+    needed = {"tokenizer.json": {"model", "added_tokens"}, "tokenizer_config.json": set(), "special_tokens_map.json": set()}
+    problems = []
+    for name, keys in needed.items():
+        if (folder / name).is_file():
+            try:
+                content = json.loads((folder / name).read_text(encoding="utf-8"))
+                absent = sorted(keys - {*content}) if isinstance(content, dict) else ["the JSON object"]
+                wrong = f"{', '.join(absent)} missing" if absent else ""
+            except (OSError, ValueError) as error:
+                wrong = reason_of(error)
+            problems += [f"the tokenizer file {folder / name} is damaged: {wrong}"] if wrong else []
+    return problems
 
 
 def _hub_arguments(config: ModelConfig, path: str) -> dict[str, Any]:
@@ -270,6 +369,14 @@ def _hub_arguments(config: ModelConfig, path: str) -> dict[str, Any]:
         # What a folder lacks (a generation config, a chat template) is not looked for on the hub.
         return {"local_files_only": True, "trust_remote_code": config.trust_remote_code}
     return {"revision": config.model_revision, "cache_dir": config.cache_dir, "trust_remote_code": config.trust_remote_code}
+
+
+def reason_of(error: Exception) -> str:
+    """One line that says what a library's error is about."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    # A line that ends at a colon announces the reason, which is on the next.
+    end = next((index for index, line in enumerate(lines) if not line.endswith(":")), len(lines) - 1)
+    return " ".join(lines[: end + 1])
 
 
 @contextmanager
@@ -280,9 +387,8 @@ def _reading(what: str, path: str, remedy: str) -> Iterator[None]:
     except ConfigError:
         raise
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         place = "the folder" if Path(path).is_dir() else "neither a local folder nor a hub id that could be fetched:"
-        raise ConfigError(f"cannot read the {what} of the model, {place} {path}: {reason} (set {remedy})") from error
+        raise ConfigError(f"cannot read the {what} of the model, {place} {path}: {reason_of(error)} (set {remedy})") from error
 
 
 def _folder_problems(folder: Path) -> list[str]:

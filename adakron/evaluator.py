@@ -52,9 +52,9 @@ class Evaluator:
                 if not filler:
                     mine.append((indices, outputs.cpu().numpy()))
         parts = [part for rank_parts in distributed.all_gather_object(mine) for part in rank_parts]
-        outputs = _in_order(parts, len(encoded))
-        _check_finite(outputs, name)
-        return outputs
+        ordered = _in_order(parts, len(encoded))
+        _check_finite(ordered, name)
+        return ordered
 
     def score(self, forward: Forward, split: str, encoded: EncodedSplit) -> dict[str, float]:
         """The task's metrics on a labelled split."""

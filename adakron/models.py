@@ -3,8 +3,9 @@
 What trains is decided by module, never by a substring of a parameter's name: the adapters, and the head modules whole.
 """
 
+import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,39 +14,18 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from adakron.backbone import (
-    PACKAGED_MINILM,
-    Backbone,
+    NewParameters,
+    check_attention,
     head_modules,
     is_inside,
-    load_backbone,
     load_config,
     model_class,
-    packaged_minilm,
     quiet_transformers,
-    resolve_backbone,
+    reason_of,
 )
 from adakron.config import AdapterConfig, ModelConfig
 from adakron.errors import ConfigError
-from adakron.nn import AdaptedLayer, KroneckerAdapter, layer_width
-
-__all__ = [
-    "DTYPES",
-    "PACKAGED_MINILM",
-    "PLACEMENT",
-    "AdaptedModelInfo",
-    "Backbone",
-    "ParameterReport",
-    "adapt",
-    "assert_trainable",
-    "check_architecture",
-    "find_sites",
-    "load_backbone",
-    "load_config",
-    "packaged_minilm",
-    "parameter_report",
-    "resolve_backbone",
-    "trainable_groups",
-]
+from adakron.nn import AdaptedLayer, KroneckerAdapter, adapter_parameter_count, layer_width
 
 _ENCODER_OUTPUT = r"(.+\.)?encoder\.layer\.\d+\.output\.dense"
 
@@ -105,8 +85,10 @@ def check_architecture(config: ModelConfig, adapter: AdapterConfig, *, auto_clas
         try:
             model = auto.from_config(architecture, trust_remote_code=config.trust_remote_code)
         except ValueError as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ConfigError(f"model type {architecture.model_type!r} has no {auto_class}: {reason} (set --model_name_or_path)") from error
+            raise ConfigError(
+                f"model type {architecture.model_type!r} has no {auto_class}: {reason_of(error)} (set --model_name_or_path)"
+            ) from error
+    check_attention(config, architecture, auto_class)
     return adapt(model, adapter, seed=0)
 
 
@@ -148,22 +130,27 @@ def adapt(
     config: AdapterConfig,
     *,
     seed: int,
-    new_parameters: Iterable[str] = (),
+    new_parameters: NewParameters = NewParameters(),  # noqa: B008, an immutable value
     heads: Sequence[str] | None = None,
 ) -> AdaptedModelInfo:
     """Inject adapters (method "adakron"; "head" injects none), freeze the backbone, and let adapters and head train.
 
     seed: of the adapters' initial values, which are the same on every rank and leave the global random state alone.
-    new_parameters: names of parameters that the checkpoint did not hold or never used, as `load_backbone` returns them.
+    new_parameters: what the checkpoint did not hold or never used, as `load_backbone` returns it.
     heads: names of the head modules, where they are known already (a saved adapter); default: `backbone.head_modules`.
+    Raises ConfigError on targets or head modules that do not fit the model, on random parameters that would stay frozen, and on
+    adapters that are larger than this machine's memory.
     """
     if any(isinstance(module, AdaptedLayer) for module in model.modules()):
         raise ConfigError(f"this {type(model).__name__} already has adapters; load the backbone anew")
-    names = _declared_head(model, config) or head_modules(model, new_parameters) if heads is None else tuple(heads)
+    names = _declared_head(model, config) or head_modules(model, new_parameters.names) if heads is None else tuple(heads)
     sites = find_sites(model, config.target_modules) if config.method == "adakron" else []
     overlap = [site for site in sites if is_inside(site, names)]
     if overlap:
         raise ConfigError(f"target_modules matches layers of the head, which is trained whole: {_some(overlap)} (narrow --target_modules)")
+    problems = _frozen_at_random(model, new_parameters, names) + _memory_problems(model, config, sites)
+    if problems:
+        raise ConfigError(problems)
     generator = torch.Generator("cpu").manual_seed(seed)
     for site in sites:
         base_layer = model.get_submodule(site)
@@ -197,6 +184,30 @@ def _declared_head(model: PreTrainedModel, config: AdapterConfig) -> tuple[str, 
         children = [name for name, module in known.items() if name and name.count(".") < 2 and any(True for _ in module.parameters())]
         raise ConfigError(f"head_modules names {', '.join(unknown)}, not in the model; it has {_some(children)} (set --head_modules)")
     return names
+
+
+def _frozen_at_random(model: PreTrainedModel, new_parameters: NewParameters, heads: Sequence[str]) -> list[str]:
+    frozen = [name for name in new_parameters.missing if not is_inside(name, heads)]
+    if not frozen:
+        return []
+    homes = [module for module in head_modules(model, new_parameters.missing) if any(is_inside(name, [module]) for name in frozen)]
+    return [
+        f"head_modules ({', '.join(heads)}) leaves out {', '.join(homes)}: the checkpoint does not hold {_some(frozen)}, which would"
+        " stay random and frozen (name these modules in --head_modules as well, or drop it)"
+    ]
+
+
+def _memory_problems(model: PreTrainedModel, config: AdapterConfig, sites: Sequence[str]) -> list[str]:
+    widths = [layer_width(model.get_submodule(site)) for site in sites]
+    parameters = sum(adapter_parameter_count(width, config.bottleneck_dim, config.kron_factor) for width in widths)
+    # 4 bytes: the values alone, in float32; gradients and optimizer state come on top, but may lie elsewhere.
+    needed, present = 4 * parameters, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed <= present:
+        return []
+    return [
+        f"adapters with bottleneck_dim {config.bottleneck_dim} behind {len(sites)} layers have {parameters:,} parameters and need"
+        f" {needed / 2**30:,.0f} GiB, this machine has {present / 2**30:,.0f} GiB of memory (set a smaller --bottleneck_dim)"
+    ]
 
 
 def assert_trainable(model: PreTrainedModel, info: AdaptedModelInfo) -> None:

@@ -17,14 +17,14 @@ def create_task(data: DataConfig, training: TrainingConfig, model_options: Mappi
     """The task that the settings name; it reads its data when first asked for it.
 
     model_options: those that a saved run was trained with; its classes are kept then, whatever the data holds.
-    Raises ConfigError for an unknown task, and for settings that the task would ignore.
+    Raises ConfigError for an unknown task, for settings that the task would ignore, and for a column that has two uses.
     """
     name = data.task_name
     if name not in TASK_NAMES:
         close = difflib.get_close_matches(name.lower().replace("-", ""), TASK_NAMES, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
         raise ConfigError(f"task_name is {name!r}; it must be one of {', '.join(TASK_NAMES)}{hint} (set --task_name)")
-    problems = _ignored_settings(data)
+    problems = _ignored_settings(data) or _columns_used_twice(data)
     if problems:
         raise ConfigError(problems)
     if name == "text":
@@ -42,4 +42,22 @@ def _ignored_settings(data: DataConfig) -> list[str]:
         f"{field} is {getattr(data, field)}, but task {data.task_name} {rule}; drop --{field}, or set --task_name text"
         for field, rule in rules.items()
         if getattr(data, field) is not None
+    ]
+
+
+def _columns_used_twice(data: DataConfig) -> list[str]:
+    if data.task_name != "text":
+        return []
+    uses: dict[str, list[str]] = {}
+    for field, column in (
+        ("text_column", data.text_column),
+        ("text_pair_column", data.text_pair_column),
+        ("label_column", data.label_column or "label"),
+    ):
+        if column:
+            uses.setdefault(column, []).append(field)
+    return [
+        f"{' and '.join(fields)} name the same column {column!r}; a column has one use (set --{' or --'.join(fields)})"
+        for column, fields in uses.items()
+        if len(fields) > 1
     ]

@@ -19,7 +19,7 @@ from adakron.data.collation import pad_batch
 from adakron.data.encoding import encode_texts, usable_length
 from adakron.errors import DataError
 from adakron.tasks.base import Batch, EncodedSplit, Forward
-from adakron.tasks.labels import LABEL, LabelRule, check_split
+from adakron.tasks.labels import LabelRule, check_split, label_name
 from adakron.tasks.scoring import TextScore
 from adakron.tasks.sources import RawSplit
 
@@ -92,7 +92,7 @@ class TextClassificationTask:
         }
 
     def splits(self) -> Mapping[str, datasets.Dataset]:
-        """The checked splits: the text columns, and `label` (class index or number) where labelled.
+        """The checked splits: the text columns, and `label` (class index or number; `label_name`) where labelled.
 
         Raises DataError with everything that is wrong in any of them.
         """
@@ -131,10 +131,11 @@ class TextClassificationTask:
 
     def _labels(self, split: str) -> np.ndarray | None:
         dataset = self._split(split)
-        if LABEL not in dataset.column_names:
+        name = label_name(self.spec.text_columns)
+        if name not in dataset.column_names:
             return None
         kind = np.float32 if self.spec.label.problem == "regression" else np.int64
-        return np.asarray(dataset.with_format("numpy")[LABEL][:], dtype=kind)
+        return np.asarray(dataset.with_format("numpy")[name][:], dtype=kind)
 
     def encode(self, split: str, tokenizer: PreTrainedTokenizerBase) -> EncodedSplit:
         """The tokenised split: labels int64 (examples,), or float32 for regression; None where unlabelled."""

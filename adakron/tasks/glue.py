@@ -3,10 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
+import datasets
+
 from adakron.config import DataConfig, TrainingConfig
 from adakron.errors import DataError
 from adakron.tasks.classification import SPLITS, TextClassificationTask, TextSpec
-from adakron.tasks.labels import LabelRule, as_number, class_names, looks_like_regression, missing_column
+from adakron.tasks.labels import LabelRule, as_number, class_name, class_names, is_missing, looks_like_regression, missing_column, shown
 from adakron.tasks.sources import RawSplit, load_raw_splits
 
 _ONE_OR_TWO_WAY = ("train", "validation", "test")
@@ -116,7 +118,14 @@ class TextTask(TextClassificationTask):
             return LabelRule(problem="regression", column=self._label_column)
         names = class_names(values)
         if len(names) < 2:
-            hint = "; for decimal numbers set --problem regression" if values and as_number(values[0]) is not None else ""
+            bad = next((row for row, value in enumerate(values) if class_name(value) is None), None)
+            number = bool(values) and as_number(values[bad or 0]) is not None
+            hint = "; for decimal numbers set --problem regression" if number else ""
+            if bad is not None:
+                raise DataError(
+                    f"{train.source}, row {bad}: {self._label_column} is {shown(values[bad])}; it must be a class: a word, a whole number, "
+                    f"true or false{hint} (set --label_column)"
+                )
             raise DataError(
                 f"{train.source}: column {self._label_column!r} holds {len(names)} class{'' if len(names) == 1 else 'es'} "
                 f"({', '.join(names) or 'none'}); classification needs two or more{hint} (set --label_column)"
@@ -129,10 +138,15 @@ class TextTask(TextClassificationTask):
         first = next(iter(raw.values()))
         taken = (self._label_column, self._data.text_pair_column)
         for name in first.dataset.column_names:
-            # Cells of csv and tsv files are strings, too, where they hold numbers.
-            if name not in taken and first.dataset.features[name].dtype in ("string", "large_string"):
+            if name not in taken and _may_hold_text(first.dataset.features[name]):
+                # Cells of csv and tsv files are strings, too, where they hold numbers.
                 values = first.dataset[name][:1000]
-                if not all(as_number(value) is not None for value in values):
+                if any(isinstance(value, str) and not is_missing(value) and as_number(value) is None for value in values):
                     return name
         columns = ", ".join(first.dataset.column_names)
         raise DataError(f"{first.source} has no text column besides {', '.join(filter(None, taken))}; it has {columns} (set --text_column)")
+
+
+def _may_hold_text(feature: Any) -> bool:
+    """Whether a column has strings; a JSON column of mixed types may, and is then refused with its first bad row."""
+    return isinstance(feature, datasets.Json) or (isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string"))

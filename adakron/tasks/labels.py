@@ -18,9 +18,11 @@ from adakron.tasks.sources import RawSplit
 
 Problem = Literal["classification", "regression"]
 LABEL = "label"
-"""Name of the label column of a checked split: int64 class indices or float64 numbers."""
+"""Name of the label column of a checked split (see `label_name`): int64 class indices or float64 numbers."""
 
 _INTEGER = re.compile(r"[+-]?\d+")
+_MISSING = ("", "nan", "null")
+_SHOWN = 80  # characters of a bad value that a message repeats
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +57,7 @@ class LabelRule:
 
     def __str__(self) -> str:
         if self.problem == "regression":
-            return "a number" if math.isinf(self.high) else f"a number from {self.low:g} to {self.high:g}"
+            return "a finite number" if math.isinf(self.high) else f"a number from {self.low:g} to {self.high:g}"
         shown = ", ".join(self.names[:10]) + (", ..." if len(self.names) > 10 else "")
         return f"an integer from 0 to {len(self.names) - 1}, or one of {shown}" if self.indices else f"one of the train split's: {shown}"
 
@@ -64,22 +66,36 @@ def as_number(value: Any) -> float | None:
     """The finite number that a raw label is or spells, else None."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
+    if isinstance(value, str) and "_" in value:
+        return None  # Python reads "1_5" as 15
     try:
         number = float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None
 
 
 def class_name(value: Any) -> str | None:
-    """The class that a raw label names: 1, 1.0 and "1" are the same one, as are true and "true"; None for other values."""
+    """The class that a raw label names: 1, 1.0 and "1" are the same one, as are true and "true"; None for other values.
+
+    None, too, for missing values ("", "nan", "null") and for whole numbers beyond the range of a float.
+    """
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):
         return str(int(value)) if value.is_integer() else None
-    if isinstance(value, (int, str)):
-        return str(value).strip() or None
-    return None
+    if not isinstance(value, (int, str)) or is_missing(value):
+        return None
+    if isinstance(value, str) and not _INTEGER.fullmatch(value.strip()):
+        return value.strip()
+    return None if as_number(value) is None else str(value).strip()
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a cell is null, NaN, empty, or a word for one of these."""
+    if isinstance(value, str):
+        return value.strip().lower() in _MISSING
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def class_names(values: Sequence[Any]) -> tuple[str, ...]:
@@ -91,10 +107,20 @@ def class_names(values: Sequence[Any]) -> tuple[str, ...]:
 
 
 def looks_like_regression(values: Sequence[Any]) -> bool:
-    """Whether all labels are numbers and one of them is written with a decimal point or an exponent."""
-    kinds = unique(values)
+    """Whether all labels are numbers and one of them is written with a decimal point or an exponent.
+
+    Missing and infinite ones have no say: in a column of numbers they are bad rows.
+    """
+    kinds = [value for value in unique(values) if not is_missing(value) and not _is_infinite(value)]
     decimal = any(isinstance(value, float) or (isinstance(value, str) and not _INTEGER.fullmatch(value.strip())) for value in kinds)
     return decimal and all(as_number(value) is not None for value in kinds)
+
+
+def _is_infinite(value: Any) -> bool:
+    try:
+        return isinstance(value, (float, str)) and math.isinf(float(value))
+    except ValueError:
+        return False
 
 
 def unique(values: Sequence[Any]) -> list[Any]:
@@ -105,8 +131,16 @@ def unique(values: Sequence[Any]) -> list[Any]:
     return list(seen.values())
 
 
+def label_name(text_columns: Sequence[str]) -> str:
+    """The label column of a checked split: `label`, with underscores added while a text column is called so."""
+    name = LABEL
+    while name in text_columns:
+        name += "_"
+    return name
+
+
 def check_split(split: str, raw: RawSplit, text_columns: Sequence[str], rule: LabelRule) -> tuple[datasets.Dataset | None, list[str]]:
-    """The split with its text columns and, where it is labelled, `label`; or None and what is wrong with it.
+    """The split with its text columns and, where it is labelled, `label_name`; or None and what is wrong with it.
 
     Only a test split may be without labels, and then wholly so. Rows are counted from 0 in the messages.
     """
@@ -120,7 +154,7 @@ def check_split(split: str, raw: RawSplit, text_columns: Sequence[str], rule: La
         labels, problem = _labels(split, raw, rule)
         problems += [problem] if problem else []
         if labels is not None:
-            columns[LABEL] = labels
+            columns[label_name(text_columns)] = labels
     elif not split.startswith("test"):
         problems.append(missing_column(raw, rule.column, "label"))
     if not problems and not len(raw.dataset):
@@ -147,7 +181,7 @@ def _texts(raw: RawSplit, column: str) -> tuple[pa.ChunkedArray | None, str | No
     if mixed or not (pa.types.is_string(texts.type) or pa.types.is_large_string(texts.type)):
         for row, value in enumerate(raw.dataset[column]):
             if not isinstance(value, str):
-                return None, f"{raw.source}, row {row}: {column} is {value!r}; it must be text"
+                return None, f"{raw.source}, row {row}: {column} is {shown(value)}; it must be text"
     if texts.null_count:
         row = texts.is_null().index(pa.scalar(True)).as_py()
         return None, f"{raw.source}, row {row}: {column} is null ({texts.null_count} in all); it must be text, which may be empty"
@@ -168,11 +202,20 @@ def _labels(split: str, raw: RawSplit, rule: LabelRule) -> tuple[np.ndarray | No
     value = values[bad[0]]
     count = f" ({len(bad)} bad labels in all)" if len(bad) > 1 else ""
     allowed = f"{rule}; -1 for all rows marks an unlabelled test split" if split.startswith("test") else str(rule)
-    return None, f"{raw.source}, row {bad[0]}: {rule.column} is {value!r}{count}; it must be {allowed}"
+    return None, f"{raw.source}, row {bad[0]}: {rule.column} is {shown(value)}{count}; it must be {allowed}"
 
 
 def _means_unlabelled(value: Any) -> bool:
-    return value is None or value == -1 or (isinstance(value, str) and value.strip() in ("", "-1", "-1.0"))
+    return is_missing(value) or value == -1 or (isinstance(value, str) and value.strip() in ("-1", "-1.0"))
+
+
+def shown(value: Any) -> str:
+    """A bad value for a message: cut where it is long, with its type where that is the trouble."""
+    text = repr(value)
+    if len(text) > _SHOWN:
+        text = f"{text[:_SHOWN]}... ({len(text)} characters)"
+    usual = value is None or isinstance(value, (bool, int, float, str))
+    return text if usual else f"{text} (of type {type(value).__name__})"
 
 
 def _memoised(parse: Callable[[Any], int | float | None]) -> Callable[[Any], int | float | None]:

@@ -9,7 +9,7 @@ import io
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ GLUE_ON_HUB = "nyu-mll/glue"
 MATCHED = "_matched"
 
 _BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+_LONGEST_INTEGER = 308  # digits; longer ones are beyond a float, which the JSON reader falls back to
 _FLAGS = {"train": "train_file", "validation": "validation_file", "test": "test_file"}
 
 
@@ -170,15 +171,62 @@ def _csv_options(path: Path) -> dict[str, Any]:
     tsv = path.suffix.lower() == ".tsv"
     dialect: Mapping[str, Any] = {"delimiter": "\t" if tsv else ",", "quoting": csv.QUOTE_NONE if tsv else csv.QUOTE_MINIMAL}
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            header = next(csv.reader(file, **dialect), [])
+        with path.open(encoding="utf-8-sig", newline="") as file, _cells_up_to(path.stat().st_size):
+            rows = csv.reader(file, **dialect)
+            header = next(rows, [])
+            _check_header(path, header)
+            first_line = rows.line_num + 1
+            _check_widths(path, ((row, rows.line_num) for row in rows), len(header), first_line)
     except csv.Error as error:
         raise DataError(_diagnosis(path, error)) from error
-    repeated = next((name for name in header if header.count(name) > 1), None)
-    if repeated is not None or not header:
-        found = "no header line" if repeated is None else f"the column {repeated!r} twice"
-        raise DataError(f"{path} has {found}; its first line must name every column once")
     return {**dialect, "keep_default_na": False, "features": datasets.Features({name: datasets.Value("string") for name in header})}
+
+
+@contextlib.contextmanager
+def _cells_up_to(characters: int) -> Iterator[None]:
+    """Let the csv module read cells as long as the loader does; its own limit is 131,072 characters."""
+    before = csv.field_size_limit()
+    csv.field_size_limit(max(before, characters))
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
+def _check_header(path: Path, header: Sequence[str]) -> None:
+    repeated = next((name for name in header if header.count(name) > 1), None)
+    if repeated is not None:
+        found = f"the column {repeated!r} twice"
+    elif not header:
+        found = "no header line"
+    elif "" in header:
+        found = f"no name for column {header.index('') + 1}"
+    else:
+        return
+    raise DataError(f"{path} has {found}; its first line must name every column once")
+
+
+def _check_widths(path: Path, rows: Iterable[tuple[list[str], int]], width: int, line: int) -> None:
+    """Refuse rows of another width than the header's: the loader would shift their cells to other columns, or make cells up.
+
+    rows: each with the number of its last line, for a quoted cell may hold line ends. line: the number of the first row's first.
+    """
+    first = None
+    bad = 0
+    for row, last_line in rows:
+        blank = not row or (len(row) == 1 and row[0].isspace())  # the loader skips these lines
+        if len(row) != width and not blank:
+            bad += 1
+            first = first or (line, len(row))
+        line = last_line + 1
+    if first:
+        line, fields = first
+        count = f" ({bad} such rows in all)" if bad > 1 else ""
+        remedy = "no cell may hold a tab" if path.suffix.lower() == ".tsv" else "quote cells that hold a comma, and close every quote"
+        raise DataError(
+            f"{path} line {line} has {fields} field{'' if fields == 1 else 's'}, the header has {width}{count}; "
+            f"every row must have as many as the header ({remedy})"
+        )
 
 
 def _check_utf8(path: Path) -> None:
@@ -208,17 +256,27 @@ def _diagnosis(path: Path, error: Exception) -> str:
 def _json_problem(text: str) -> str | None:
     if text.lstrip().startswith("["):
         try:
-            json.loads(text)
+            json.loads(text, parse_int=_json_integer)
         except json.JSONDecodeError as error:
             return f"line {error.lineno}: {error.msg} (column {error.colno}); it must be a JSON list of objects"
+        except ValueError as error:
+            return f"{error}; it must be a JSON list of objects"
         return None
     for number, line in enumerate(io.StringIO(text), start=1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line, parse_int=_json_integer)
         except json.JSONDecodeError as error:
             return f"line {number}: {error.msg} (column {error.colno}); every line must be one JSON object"
+        except ValueError as error:
+            return f"line {number}: {error}"
         if not isinstance(row, dict):
             return f"line {number}: a JSON {type(row).__name__}, not an object; every line must be one JSON object"
     return None
+
+
+def _json_integer(digits: str) -> int:
+    if len(digits) > _LONGEST_INTEGER:
+        raise ValueError(f"a whole number of {len(digits)} digits; at most {_LONGEST_INTEGER} can be read (write it as a string)")
+    return int(digits)

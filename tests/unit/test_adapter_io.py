@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from adakron import adapter_io
 from adakron.adapter_io import load_adapter, read_adapter_config, read_adapter_tensors, save_adapter
+from adakron.backbone import NewParameters
 from adakron.config import AdapterConfig
 from adakron.errors import CheckpointError
 from adakron.models import AdaptedModelInfo, adapt
@@ -29,10 +30,10 @@ def save(folder: Path, tensors: dict[str, Tensor], info: AdaptedModelInfo, adapt
     save_adapter(folder, tensors=tensors, adapter=adapter, info=info, **settings)
 
 
-def make(folder: Path, model_type: str = "bert", adapter: AdapterConfig = CONFIG, new: tuple[str, ...] = ()) -> PreTrainedModel:
+def make(folder: Path, model_type: str = "bert", adapter: AdapterConfig = CONFIG) -> PreTrainedModel:
     """A saved model whose adapters and head differ from every fresh one."""
     model = tiny_model(model_type)
-    info = adapt(model, adapter, seed=9, new_parameters=new)
+    info = adapt(model, adapter, seed=9)
     with torch.no_grad():
         for parameter in trained(model).values():
             parameter.add_(torch.randn_like(parameter))
@@ -78,7 +79,7 @@ def test_configuration_comes_back(tmp_path: Path) -> None:
     pattern = r".*layer\.1\.output\.dense"
     adapter = AdapterConfig(**(CONFIG.to_dict() | {"target_modules": pattern}))
     model = tiny_model("bert")
-    info = adapt(model, adapter, seed=0, new_parameters=["bert.pooler.dense.weight"])
+    info = adapt(model, adapter, seed=0, new_parameters=NewParameters(("bert.pooler.dense.weight",)))
     save(tmp_path, trained(model), info, adapter, extra={"task_name": "mnli", "seed": 3})
     saved = read_adapter_config(tmp_path)
     assert saved.adapter == adapter and saved.model_options == OPTIONS and saved.extra == {"task_name": "mnli", "seed": 3}
@@ -173,6 +174,67 @@ def test_unreadable_folders(tmp_path: Path) -> None:
     weights.unlink()
     with pytest.raises(CheckpointError, match=r"not a complete adapter folder: it has no adapter_model.safetensors"):
         load_adapter(tiny_model("bert"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "messages"),
+    [
+        (
+            {"bottleneck_dim": 12.0, "target_pattern": 5},
+            ["bottleneck_dim must be a whole number, got 12.0", "target_pattern must be"],
+        ),
+        ({"kron_factor": True, "init_std": "x"}, ["kron_factor must be a whole number, got True", "init_std must be a number, got 'x'"]),
+        ({"modules_to_save": [1], "extra": None}, ["modules_to_save must list names, got [1]", "extra must be an object, got None"]),
+        ({"activation": ["gelu"]}, ["activation is ['gelu']; it must be one of"]),
+    ],
+)
+def test_tampered_settings_are_all_named(changes: dict[str, Any], messages: list[str], tmp_path: Path) -> None:
+    make(tmp_path)
+    config = tmp_path / "adapter_config.json"
+    content = json.loads(config.read_text())
+    # Together with a fault of the labels: one error for all.
+    config.write_text(json.dumps(content | changes | {"model_options": OPTIONS | {"num_labels": 5}}))
+    with pytest.raises(CheckpointError) as caught:
+        read_adapter_config(tmp_path)
+    assert str(caught.value).startswith(f"{config}: ")
+    for message in [*messages, "num_labels is 5, but id2label has 3 classes"]:
+        assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"id2label": {"x": "a", "1": "b", "2": "c"}}, "id2label must map 0, 1, ... to names, got {'x': 'a'"),
+        ({"id2label": {"1": "a", "2": "b", "3": "c"}}, "id2label must map 0, 1, ... to names"),
+        ({"id2label": {"0": 1, "1": 2, "2": 3}}, "id2label must map 0, 1, ... to names"),
+        ({"id2label": ["a", "b", "c"]}, "id2label must be an object, got ['a', 'b', 'c']"),
+        ({"id2label": None}, "id2label is missing"),
+        ({"num_labels": None}, "num_labels is missing"),
+        ({"num_labels": "3"}, "num_labels must be a whole number, got '3'"),
+        ({"num_labels": 2}, "num_labels is 2, but id2label has 3 classes"),
+        ({"label2id": {"a": 0, "b": 2, "c": 1}}, "label2id {'a': 0, 'b': 2, 'c': 1} is not the inverse of id2label"),
+        ({"problem_type": "regression", "id2label": None, "label2id": None, "num_labels": 0}, "num_labels is 0; it must be at least 1"),
+    ],
+)
+def test_tampered_labels(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    make(tmp_path)
+    config = tmp_path / "adapter_config.json"
+    options = {key: value for key, value in (OPTIONS | changes).items() if value is not None}
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"model_options": options}))
+    with pytest.raises(CheckpointError) as caught:
+        read_adapter_config(tmp_path)
+    assert f"{config}: model_options: {message}" in str(caught.value) and "; " not in str(caught.value).replace("; it must", "")
+
+
+def test_options_without_classes(tmp_path: Path) -> None:
+    for auto_class, options in (
+        ("AutoModelForSequenceClassification", {"num_labels": 1, "problem_type": "regression"}),
+        ("AutoModelForCausalLM", {}),
+    ):
+        model = tiny_model("bert")
+        info = adapt(model, CONFIG, seed=0)
+        save(tmp_path, trained(model), info, auto_class=auto_class, model_options=options)
+        assert read_adapter_config(tmp_path).model_options == options
 
 
 def test_tensors_that_do_not_fit(tmp_path: Path) -> None:

@@ -8,15 +8,26 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import AutoConfig
 
 from adakron import backbone
-from adakron.backbone import MINILM_SHA256, PACKAGED_MINILM, load_backbone, load_config, packaged_minilm, resolve_backbone
+from adakron.backbone import (
+    MINILM_SHA256,
+    PACKAGED_MINILM,
+    NewParameters,
+    load_backbone,
+    load_config,
+    packaged_minilm,
+    resolve_backbone,
+)
 from adakron.config import AdapterConfig, ModelConfig
 from adakron.errors import ConfigError
 from adakron.models import adapt, assert_trainable, check_architecture, parameter_report
 from tests.helpers.architectures import SIZES, tiny_model
 from tests.helpers.shared import shared_data
+from tests.helpers.tiny import save_tiny_bert
 
 CLASSIFIER = "AutoModelForSequenceClassification"
 OPTIONS: dict[str, Any] = {"num_labels": 2, "id2label": {0: "no", 1: "yes"}, "label2id": {"no": 0, "yes": 1}}
@@ -45,9 +56,12 @@ def load(path: Path | str, **settings: Any) -> backbone.Backbone:
     return load_backbone(ModelConfig(model_name_or_path=str(path), **settings), auto_class=CLASSIFIER, options=OPTIONS, seed=3)
 
 
-def rewrite(folder: Path, name: str, *, without: str) -> None:
-    from safetensors.torch import load_file, save_file
+def edit_config(folder: Path, **values: Any) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
 
+
+def rewrite(folder: Path, name: str, *, without: str) -> None:
     tensors = {key: tensor for key, tensor in load_file(folder / name).items() if without not in key}
     save_file(tensors, folder / name, metadata={"format": "pt"})
 
@@ -62,7 +76,8 @@ def test_packaged_minilm_is_found_verified_and_not_imported() -> None:
 def test_the_real_minilm_with_adapters(capfd: pytest.CaptureFixture[str]) -> None:
     loaded = load_backbone(ModelConfig(), auto_class=CLASSIFIER, options=OPTIONS, seed=0)
     pooler = ("bert.pooler.dense.bias", "bert.pooler.dense.weight")
-    assert loaded.new_parameters == (*pooler, "classifier.bias", "classifier.weight") and loaded.name == PACKAGED_MINILM
+    assert loaded.new_parameters == NewParameters(missing=("classifier.bias", "classifier.weight"), unused=pooler)
+    assert loaded.name == PACKAGED_MINILM
     info = adapt(loaded.model, AdapterConfig(), seed=0, new_parameters=loaded.new_parameters)
     assert_trainable(loaded.model, info)
     report = parameter_report(loaded.model, info)
@@ -105,7 +120,7 @@ def test_local_folder_with_deterministic_head(folder: Path) -> None:
     assert torch.equal(first.model.get_parameter(head), second.model.get_parameter(head))
     other = load_backbone(ModelConfig(model_name_or_path=str(folder)), auto_class=CLASSIFIER, options=OPTIONS, seed=4)
     assert not torch.equal(first.model.get_parameter(head), other.model.get_parameter(head))
-    assert first.new_parameters == ("classifier.bias", "classifier.weight")
+    assert first.new_parameters == NewParameters(("classifier.bias", "classifier.weight"))
     assert first.path == first.name == str(folder)
     assert first.model.config.id2label == {0: "no", 1: "yes"} and not first.model.training
     assert {p.dtype for p in first.model.parameters()} == {torch.float32}
@@ -121,7 +136,7 @@ def test_half_precision_checkpoint_becomes_float32(folder: Path) -> None:
 def test_missing_pooler_is_new_and_trains_but_a_missing_layer_is_an_error(folder: Path) -> None:
     rewrite(folder, "model.safetensors", without="pooler")
     loaded = load(folder)
-    assert "bert.pooler.dense.weight" in loaded.new_parameters
+    assert "bert.pooler.dense.weight" in loaded.new_parameters.missing
     info = adapt(loaded.model, AdapterConfig(bottleneck_dim=8), seed=0, new_parameters=loaded.new_parameters)
     assert info.head_modules == ("classifier", "bert.pooler")
     rewrite(folder, "model.safetensors", without="layer.1.output.dense")
@@ -131,11 +146,92 @@ def test_missing_pooler_is_new_and_trains_but_a_missing_layer_is_an_error(folder
 
 def test_another_head_size_is_new_but_another_width_is_an_error(folder: Path) -> None:
     tiny_model("bert").save_pretrained(folder)  # three labels
-    assert load(folder).new_parameters == ("classifier.bias", "classifier.weight")
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 48}))
+    assert load(folder).new_parameters == NewParameters(("classifier.bias", "classifier.weight"))
+    edit_config(folder, intermediate_size=48)
     with pytest.raises(ConfigError, match="does not fit BertForSequenceClassification: 6 parameters of the frozen part"):
         load(folder)
+
+
+def test_a_pooler_missing_from_a_sentence_transformers_checkpoint_is_random_all_the_same(folder: Path) -> None:
+    (folder / "modules.json").write_text("[]")
+    assert load(folder).new_parameters.unused == ("bert.pooler.dense.bias", "bert.pooler.dense.weight")
+    rewrite(folder, "model.safetensors", without="pooler")
+    new = load(folder).new_parameters
+    assert new.unused == () and new.missing == new.names and "bert.pooler.dense.weight" in new.missing
+
+
+@pytest.mark.parametrize("auto_class", ["AutoModel", CLASSIFIER, "AutoModelForMaskedLM"])
+@pytest.mark.parametrize("model_type", SIZES)
+def test_layers_that_the_configuration_does_not_describe(model_type: str, auto_class: str, folder: Path, tmp_path: Path) -> None:
+    auto_class = "AutoModelForCausalLM" if (model_type, auto_class) == ("gpt2", "AutoModelForMaskedLM") else auto_class
+    tiny_model(model_type, auto_class=auto_class).save_pretrained(folder)
+    words = str(save_tiny_bert(tmp_path / "words"))
+    load(folder, tokenizer_name=words)  # heads of another task or size are no loss
+    # The name that this architecture gives to its number of layers.
+    name = next(name for name, value in SIZES[model_type].items() if value == 2 and "layer" in name)
+    edit_config(folder, **{name: 1})
+    with pytest.raises(ConfigError, match=r"parameters of layers that its config.json does not describe, e.g. .*\.1\..*num_hidden_layers"):
+        load(folder, tokenizer_name=words)
+
+
+def test_tables_of_older_checkpoints_are_no_layers(tmp_path: Path) -> None:
+    tiny_model("gpt2", auto_class="AutoModel", vocab_size=50257).save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    old = {"h.0.attn.bias": torch.ones(1), "h.1.attn.masked_bias": torch.ones(1), "lm_head.weight": torch.ones(1)}
+    save_file(weights | old, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    config = ModelConfig(model_name_or_path=str(tmp_path), tokenizer_name=str(shared_data("tokenizers/gpt2")))
+    assert load_backbone(config, auto_class=CLASSIFIER, options=OPTIONS, seed=0).new_parameters.names == ("score.weight",)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "message"),
+    [("t5", "'t5' .* is an encoder-decoder"), ("bart", "'bart' .* is an encoder-decoder"), ("vit", "'vit' .* is no text model")],
+)
+def test_architectures_that_are_not_supported(model_type: str, message: str, folder: Path) -> None:
+    AutoConfig.for_model(model_type).save_pretrained(folder)
+    adapter = AdapterConfig(target_modules=".*dense")
+    with pytest.raises(ConfigError, match=f"{message}.*--model_name_or_path"):
+        check_architecture(ModelConfig(model_name_or_path=str(folder)), adapter, auto_class=CLASSIFIER, options=OPTIONS)
+    with pytest.raises(ConfigError, match=message):
+        load(folder)
+
+
+def test_attention_code_that_is_missing_names_its_own_flag(folder: Path) -> None:
+    flash = ModelConfig(model_name_or_path=str(folder), attn_implementation="flash_attention_2")
+    for action in (
+        lambda: load_backbone(flash, auto_class=CLASSIFIER, options=OPTIONS, seed=0),
+        lambda: check_architecture(flash, AdapterConfig(bottleneck_dim=8), auto_class=CLASSIFIER, options=OPTIONS),
+    ):
+        with pytest.raises(ConfigError, match=r"flash_attention_2 cannot be used for model type 'bert' here") as caught:
+            action()
+        assert "set --attn_implementation" in str(caught.value) and "model_name_or_path" not in str(caught.value)
+    assert load(folder, attn_implementation="sdpa").model.config._attn_implementation == "sdpa"
+    tiny_model("deberta-v2", auto_class="AutoModel").save_pretrained(folder)
+    with pytest.raises(ConfigError, match=r"sdpa cannot be used for model type 'deberta-v2'.*--attn_implementation"):
+        load(folder, attn_implementation="sdpa")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("tokenizer.json", "{}", "tokenizer.json is damaged: added_tokens, model missing"),
+        ("tokenizer.json", "[]", "tokenizer.json is damaged: the JSON object missing"),
+        ("tokenizer.json", '{"model', "tokenizer.json is damaged: Unterminated string"),
+        ("tokenizer_config.json", "{", "tokenizer_config.json is damaged: Expecting property name"),
+    ],
+)
+def test_the_damaged_tokenizer_file_is_named(name: str, text: str, message: str, tmp_path: Path) -> None:
+    folder = save_tiny_bert(tmp_path)
+    (folder / name).write_text(text)
+    with pytest.raises(ConfigError, match=rf"the tokenizer file {folder}/{message}.*--tokenizer_name"):
+        load(folder)
+
+
+def test_the_reason_of_a_wrong_setting_is_told(folder: Path) -> None:
+    edit_config(folder, hidden_size="32")
+    with pytest.raises(ConfigError, match=r"field 'hidden_size': TypeError: .*expected int, got str .*--model_name_or_path") as caught:
+        load(folder)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("model_type", SIZES)

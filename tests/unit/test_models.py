@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
+from adakron.backbone import NewParameters
 from adakron.config import AdapterConfig
 from adakron.errors import ConfigError
 from adakron.models import AdaptedModelInfo, adapt, assert_trainable, find_sites, parameter_report, trainable_groups
@@ -30,6 +31,7 @@ HEADS = {
     "distilbert": ["pre_classifier", "classifier"],
     "gpt2": ["score"],
 }
+POOLER = ("bert.pooler.dense.bias", "bert.pooler.dense.weight")
 every_architecture = pytest.mark.parametrize("model_type", SIZES)
 
 
@@ -100,10 +102,38 @@ def test_head_alone() -> None:
 
 def test_a_pooler_that_is_new_is_trained() -> None:
     model = tiny_model("bert")
-    info = adapt(model, CONFIG, seed=0, new_parameters=["bert.pooler.dense.bias", "bert.pooler.dense.weight", "classifier.weight"])
+    info = adapt(model, CONFIG, seed=0, new_parameters=NewParameters(missing=(*POOLER, "classifier.weight")))
     assert info.head_modules == ("classifier", "bert.pooler")
     assert model.get_parameter("bert.pooler.dense.weight").requires_grad
     assert_trainable(model, info)
+
+
+def test_declared_heads_must_hold_every_parameter_that_is_missing_from_the_checkpoint() -> None:
+    def heads(names: str, new: NewParameters) -> tuple[str, ...]:
+        model = tiny_model("bert")
+        info = adapt(model, AdapterConfig(bottleneck_dim=8, head_modules=names), seed=0, new_parameters=new)
+        assert_trainable(model, info)
+        return info.head_modules
+
+    classifier = ("classifier.bias", "classifier.weight")
+    with pytest.raises(ConfigError, match=r"head_modules \(bert.pooler\) leaves out classifier: .*classifier.bias.*--head_modules"):
+        heads("bert.pooler", NewParameters(classifier))
+    with pytest.raises(ConfigError, match=r"leaves out bert.pooler: .*bert.pooler.dense.bias"):
+        heads("classifier", NewParameters((*POOLER, *classifier)))
+    # A pooler that came with the checkpoint but was never used may stay as it is; so may a trained classifier.
+    assert heads("classifier", NewParameters(classifier, unused=POOLER)) == ("classifier",)
+    assert heads("bert.pooler", NewParameters()) == ("bert.pooler",)
+    assert heads("bert.pooler, classifier", NewParameters((*POOLER, *classifier))) == ("bert.pooler", "classifier")
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("bottleneck_dim", [4_000_000_000_000, 4 * 10**30])
+def test_adapters_larger_than_the_memory(device: str, bottleneck_dim: int) -> None:
+    with torch.device(device):
+        model = tiny_model("bert")
+    with pytest.raises(ConfigError, match=r"behind 2 layers have [\d,]+ parameters and need [\d,]+ GiB.*--bottleneck_dim"):
+        adapt(model, AdapterConfig(bottleneck_dim=bottleneck_dim), seed=0)
+    assert find_sites(model) == SITES["bert"]  # untouched
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -1,3 +1,4 @@
+import csv
 import json
 import logging
 from pathlib import Path
@@ -65,6 +66,18 @@ def test_cells_are_taken_literally(tmp_path: Path) -> None:
     assert loaded["train"].dataset["text"][:] == ["NA", "null", ""]
     assert loaded["train"].dataset["label"][:] == ["007", "", "1e3"]
     assert loaded["test"].dataset["text"][:] == ['"open', "1984"]
+
+
+def test_rows_are_counted_as_the_loader_counts_them(tmp_path: Path) -> None:
+    long = "x " * 100_000
+    write(tmp_path / "train.csv", f't,label\r\n\r\n  \r\n"a, ""b""\nc",0\r\n{long},1\r\n"d" e,\r\n,\r\n')
+    write(tmp_path / "test.csv", 't\n"a,b"\n\n""\nc')
+    limit = csv.field_size_limit()
+    loaded = load(data_dir=tmp_path)
+    assert loaded["train"].dataset["t"][:] == ['a, "b"\nc', long, "d e", ""]
+    assert loaded["train"].dataset["label"][:] == ["0", "1", "", ""]
+    assert loaded["test"].dataset["t"][:] == ["a,b", "", "c"]
+    assert csv.field_size_limit() == limit
 
 
 def test_files_win_over_the_folder(tmp_path: Path) -> None:
@@ -143,9 +156,16 @@ def test_folders_that_do_not_fit(tmp_path: Path) -> None:
         (
             "a.csv",
             "t,label\nx,0\ny,1,2\n",
-            "a.csv cannot be read as csv: Error tokenizing data. C error: Expected 2 fields in line 3",
+            "a.csv line 3 has 3 fields, the header has 2; every row must have as many as the header (quote cells that hold a comma",
         ),
         ("a.csv", "t,t\nx,0\n", "a.csv has the column 't' twice; its first line must name every column once"),
+        ("a.csv", "text,title,label\na,b,c,d\ne,f,g,h\n", "a.csv line 2 has 4 fields, the header has 3 (2 such rows in all); every"),
+        ("a.csv", "t,label\nx,0,\n", "a.csv line 2 has 3 fields, the header has 2;"),
+        ("a.csv", 't,label\n\n"x\ny",0\nz\n', "a.csv line 5 has 1 field, the header has 2;"),
+        ("a.csv", 't,label\n"x,0\ny,1\n', "a.csv line 2 has 1 field, the header has 2;"),
+        ("a.tsv", 't\tlabel\n"x\ty"\t0\n', "a.tsv line 2 has 3 fields, the header has 2; every row must have as many as the header (no"),
+        ("a.csv", ",t,label\n0,x,0\n", "a.csv has no name for column 1; its first line must name every column once"),
+        ("a.jsonl", '{"t": "x"}\n{"t": %s}\n{"t": "y"}\n' % ("9" * 5000), "a.jsonl, line 2: a whole number of 5000 digits; at most 308"),
         ("a.csv", "t,label\n", "a.csv holds no rows; it must hold at least one example"),
         ("a.parquet", "not parquet", "a.parquet cannot be read as parquet: "),
         ("a.jsonl", "", "a.jsonl is empty; it must hold at least one example"),
