@@ -12,19 +12,17 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoConfig
 
-from adakron import backbone
+from adakron import backbone, packaged
 from adakron.backbone import (
-    MINILM_SHA256,
-    PACKAGED_MINILM,
     NewParameters,
     load_backbone,
     load_config,
-    packaged_minilm,
     resolve_backbone,
 )
 from adakron.config import AdapterConfig, ModelConfig
 from adakron.errors import ConfigError
 from adakron.models import adapt, assert_trainable, check_architecture, parameter_report
+from adakron.packaged import MINILM_SHA256, PACKAGED_MINILM, packaged_minilm
 from tests.helpers.architectures import SIZES, tiny_model
 from tests.helpers.shared import shared_data
 from tests.helpers.tiny import save_tiny_bert
@@ -92,11 +90,11 @@ def test_the_real_minilm_with_adapters(capfd: pytest.CaptureFixture[str]) -> Non
 def test_minilm_missing_or_altered(monkeypatch: pytest.MonkeyPatch) -> None:
     packaged_minilm.cache_clear()
     with monkeypatch.context() as patch:
-        patch.setattr(backbone, "MINILM_SHA256", "0" * 64)
+        patch.setattr(packaged, "MINILM_SHA256", "0" * 64)
         with pytest.raises(ConfigError, match=r"has SHA-256 53aa.*expected 000.*reinstall it with: pip install"):
             packaged_minilm()
     with monkeypatch.context() as patch:
-        patch.setattr(backbone, "MINILM_VERSION", "0.2.0")
+        patch.setattr(packaged, "MINILM_VERSION", "0.2.0")
         with pytest.raises(ConfigError, match=r"is version 0.1.0, the default backbone is 0.2.0"):
             packaged_minilm()
 
