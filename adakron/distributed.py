@@ -4,17 +4,18 @@ Every helper does nothing, or the obvious local thing, in a single process, so n
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from adakron.errors import ConfigError
+from adakron.errors import AdaKronError, ConfigError
 
+T = TypeVar("T")
 DEFAULT_TIMEOUT = timedelta(minutes=30)
 
 
@@ -162,3 +163,18 @@ def all_gather_object(value: Any) -> list[Any]:
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def on_rank_0(function: Callable[[], T]) -> T:
+    """What the function returns on rank 0, or the AdaKronError it raises there, on every rank."""
+    outcome: tuple[T | None, AdaKronError | None] | None = None
+    if rank() == 0:
+        try:
+            outcome = function(), None
+        except AdaKronError as error:
+            outcome = None, error
+    value, failure = broadcast_object(outcome)
+    if failure is not None:
+        raise failure
+    result: T = value
+    return result

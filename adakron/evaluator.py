@@ -5,7 +5,7 @@ import torch
 
 from adakron import distributed
 from adakron.data.sampler import evaluation_batches
-from adakron.errors import AdaKronError, NumericalError
+from adakron.errors import NumericalError
 from adakron.progress import progress_over
 from adakron.tasks.base import EncodedSplit, Forward, Task, to_device
 
@@ -60,20 +60,7 @@ class Evaluator:
         """The task's metrics on a labelled split."""
         outputs = self.outputs(forward, encoded, f"evaluating {split}")
         # Rank 0's numbers for all: ranks decide by them what is best, and a last bit may differ between hosts.
-        result: dict[str, float] | AdaKronError | None = None
-        if self._rank == 0:
-            try:
-                result = self._score(split, outputs)
-            except AdaKronError as error:
-                result = error
-        result = distributed.broadcast_object(result)
-        if isinstance(result, AdaKronError):
-            raise result
-        assert result is not None
-        return result
-
-    def _score(self, split: str, outputs: np.ndarray) -> dict[str, float]:
-        return self._task.score(split, outputs)
+        return distributed.on_rank_0(lambda: self._task.score(split, outputs))
 
 
 def evaluation_prefix(split: str) -> str:

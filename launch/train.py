@@ -107,7 +107,7 @@ def main(arguments: Sequence[str], world: World) -> None:
         device=device,
     )
 
-    folder = claim_folder(as_recorded(config, base.name, task), settings)
+    folder = distributed.on_rank_0(lambda: claim_folder(as_recorded(config, base.name, task), settings))
 
     def save(target: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         if world.rank == 0:
@@ -229,21 +229,7 @@ def as_recorded(config: RunConfig, base_model: str, task: Task) -> RunConfig:
 
 
 def claim_folder(config: RunConfig, settings: DeepSpeedSettings) -> Path:
-    """The output folder, made by rank 0 and known to all, holding the resolved configuration. All ranks fail together."""
-    claimed: Path | ConfigError | None = None
-    if distributed.rank() == 0:
-        try:
-            claimed = _claim_and_record(config, settings)
-        except ConfigError as error:
-            claimed = error
-    claimed = distributed.broadcast_object(claimed)
-    if isinstance(claimed, ConfigError):
-        raise claimed
-    assert claimed is not None
-    return claimed
-
-
-def _claim_and_record(config: RunConfig, settings: DeepSpeedSettings) -> Path:
+    """Make the output folder, holding the resolved configuration. Rank 0 only."""
     training = config.training
     if training.output_dir:
         folder = Path(training.output_dir)

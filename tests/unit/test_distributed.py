@@ -1,6 +1,6 @@
 import pytest
 
-from adakron.distributed import World, read_world
+from adakron.distributed import World, on_rank_0, read_world
 from adakron.errors import ConfigError
 
 
@@ -32,3 +32,13 @@ def test_launchers_are_understood(environ, world):
 def test_incomplete_or_contradicting_variables_are_refused(environ, said):
     with pytest.raises(ConfigError, match=said):
         read_world(environ)
+
+
+def test_rank_0_speaks_for_all():
+    assert on_rank_0(lambda: 5) == 5
+
+    def fail() -> None:
+        raise ConfigError("taken")
+
+    with pytest.raises(ConfigError, match="taken"):
+        on_rank_0(fail)
