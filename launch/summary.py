@@ -1,6 +1,7 @@
 """The table at the end of a run."""
 
 import shlex
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from adakron.models import ParameterReport
 def summary_table(config: RunConfig, results: Mapping[str, Mapping[str, Any]], report: ParameterReport, folder: Path) -> str:
     """Task, metrics, parameters, speed, memory, time, folder and what to type next, one line each."""
     train, scores = results["train"], results["eval"]
+    python = _interpreter()
     rows = [("task", f"{config.data.task_name} ({config.adapter.method}, seed {config.training.seed})")]
     rows += [(name, f"{value:.4f}") for name, value in scores.items() if name.startswith("eval_") and not _is_cost(name)]
     rows += [
@@ -23,8 +25,8 @@ def summary_table(config: RunConfig, results: Mapping[str, Mapping[str, Any]], r
         ("peak memory", f"{train['peak_memory_mib']:,.0f} MiB per rank"),
         ("wall time", f"{train['wall_seconds']:.1f} s, {train['train_runtime']:.1f} s of it training"),
         ("output folder", str(folder)),
-        ("evaluate", f"python launch/evaluate.py {shlex.quote(str(folder))}"),
-        ("predict", f"python launch/predict.py {shlex.quote(str(folder))} --text {shlex.quote('your text')}"),
+        ("evaluate", f"{python} launch/evaluate.py {shlex.quote(str(folder))}"),
+        ("predict", f"{python} launch/predict.py {shlex.quote(str(folder))} --text {shlex.quote('your text')}"),
         ("watch", f"tensorboard --logdir {shlex.quote(str(folder))}"),
     ]
     width = max(len(name) for name, _ in rows)
@@ -35,3 +37,9 @@ def summary_table(config: RunConfig, results: Mapping[str, Mapping[str, Any]], r
 
 def _is_cost(name: str) -> bool:
     return name.endswith(("_runtime", "_samples", "_samples_per_second"))
+
+
+def _interpreter() -> str:
+    # What can be typed as it stands: the environment that `make` made is not on everybody's PATH.
+    executable = Path(sys.executable)
+    return str(executable.relative_to(Path.cwd())) if executable.is_relative_to(Path.cwd()) else "python"
