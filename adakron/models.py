@@ -4,7 +4,6 @@ What trains is decided by module, never by a substring of a parameter's name: th
 """
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,24 +25,10 @@ from adakron.backbone import (
 from adakron.config import AdapterConfig, ModelConfig
 from adakron.errors import ConfigError
 from adakron.nn import AdaptedLayer, KroneckerAdapter, adapter_parameter_count, layer_width
-
-_ENCODER_OUTPUT = r"(.+\.)?encoder\.layer\.\d+\.output\.dense"
+from adakron.placement import find_sites, some_of
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """A run's precision as torch names it."""
-
-PLACEMENT: dict[str, str] = {
-    "bert": _ENCODER_OUTPUT,
-    "roberta": _ENCODER_OUTPUT,
-    "electra": _ENCODER_OUTPUT,
-    "deberta": _ENCODER_OUTPUT,
-    "deberta-v2": _ENCODER_OUTPUT,
-    "distilbert": r"(.+\.)?transformer\.layer\.\d+\.ffn\.lin2",
-    "gpt2": r"(.+\.)?h\.\d+\.mlp\.c_proj",
-}
-"""Model type -> regular expression, matched against whole module names, of each layer's last FFN projection.
-
-The adapter follows that projection, before dropout, LayerNorm and the residual sum, in every layer."""
 
 
 @dataclass(frozen=True)
@@ -92,39 +77,6 @@ def check_architecture(config: ModelConfig, adapter: AdapterConfig, *, auto_clas
     return adapt(model, adapter, seed=0)
 
 
-def find_sites(model: PreTrainedModel, target_modules: str | None = None) -> list[str]:
-    """Names of the layers to adapt, in model order.
-
-    target_modules: regular expression matched against whole module names; None takes the architecture's entry in PLACEMENT.
-    Raises ConfigError, with the candidates, on an unknown architecture, a broken expression, no match or a match that is not
-    a linear layer.
-    """
-    model_type = model.config.model_type
-    pattern = PLACEMENT.get(model_type) if target_modules is None else target_modules
-    if pattern is None:
-        raise ConfigError(
-            f"no adapter placement is known for model type {model_type!r} (known: {', '.join(PLACEMENT)}); name the layers to adapt with"
-            f" --target_modules, a regular expression matched against whole module names. {_candidates(model)}"
-        )
-    try:
-        expression = re.compile(pattern)
-    except re.error as error:
-        raise ConfigError(f"target_modules {pattern!r} is not a regular expression: {error} (set --target_modules)") from None
-    matches = [(name, module) for name, module in model.named_modules() if expression.fullmatch(name)]
-    if not matches:
-        raise ConfigError(
-            f"target_modules {pattern!r} matches no module of {type(model).__name__}; it is matched against whole module names"
-            f" (set --target_modules). {_candidates(model)}"
-        )
-    wrong = [f"{name} ({type(module).__name__})" for name, module in matches if not _is_linear(module)]
-    if wrong:
-        raise ConfigError(
-            f"target_modules {pattern!r} matches modules that are not linear layers: {_some(wrong)}; adapters go behind linear"
-            f" layers only (set --target_modules). {_candidates(model)}"
-        )
-    return [name for name, _ in matches]
-
-
 def adapt(
     model: PreTrainedModel,
     config: AdapterConfig,
@@ -147,7 +99,9 @@ def adapt(
     sites = find_sites(model, config.target_modules) if config.method == "adakron" else []
     overlap = [site for site in sites if is_inside(site, names)]
     if overlap:
-        raise ConfigError(f"target_modules matches layers of the head, which is trained whole: {_some(overlap)} (narrow --target_modules)")
+        raise ConfigError(
+            f"target_modules matches layers of the head, which is trained whole: {some_of(overlap)} (narrow --target_modules)"
+        )
     problems = _frozen_at_random(model, new_parameters, names) + _memory_problems(model, config, sites)
     if problems:
         raise ConfigError(problems)
@@ -182,7 +136,7 @@ def _declared_head(model: PreTrainedModel, config: AdapterConfig) -> tuple[str, 
     unknown = [name for name in names if name not in known]
     if unknown:
         children = [name for name, module in known.items() if name and name.count(".") < 2 and any(True for _ in module.parameters())]
-        raise ConfigError(f"head_modules names {', '.join(unknown)}, not in the model; it has {_some(children)} (set --head_modules)")
+        raise ConfigError(f"head_modules names {', '.join(unknown)}, not in the model; it has {some_of(children)} (set --head_modules)")
     return names
 
 
@@ -192,7 +146,7 @@ def _frozen_at_random(model: PreTrainedModel, new_parameters: NewParameters, hea
         return []
     homes = [module for module in head_modules(model, new_parameters.missing) if any(is_inside(name, [module]) for name in frozen)]
     return [
-        f"head_modules ({', '.join(heads)}) leaves out {', '.join(homes)}: the checkpoint does not hold {_some(frozen)}, which would"
+        f"head_modules ({', '.join(heads)}) leaves out {', '.join(homes)}: the checkpoint does not hold {some_of(frozen)}, which would"
         " stay random and frozen (name these modules in --head_modules as well, or drop it)"
     ]
 
@@ -217,8 +171,8 @@ def assert_trainable(model: PreTrainedModel, info: AdaptedModelInfo) -> None:
         raise ConfigError(f"nothing would be trained: {type(model).__name__} has neither adapters nor a head (set --method adakron)")
     frozen = [name for name, p in model.named_parameters() if id(p) in expected and not p.requires_grad]
     loose = [name for name, p in model.named_parameters() if id(p) not in expected and p.requires_grad]
-    problems = [f"parameters of adapters or head are frozen: {_some(frozen)}"] if frozen else []
-    problems += [f"parameters of the backbone would be trained: {_some(loose)}"] if loose else []
+    problems = [f"parameters of adapters or head are frozen: {some_of(frozen)}"] if frozen else []
+    problems += [f"parameters of the backbone would be trained: {some_of(loose)}"] if loose else []
     if problems:
         raise ConfigError(problems)
 
@@ -261,27 +215,3 @@ def _head_parameters(model: PreTrainedModel, info: AdaptedModelInfo) -> list[nn.
 
 def _size(parameter: Tensor) -> int:
     return int(getattr(parameter, "ds_numel", parameter.numel()))
-
-
-def _is_linear(module: nn.Module) -> bool:
-    try:
-        return layer_width(module) > 0
-    except ConfigError:
-        return False
-
-
-def _candidates(model: PreTrainedModel) -> str:
-    hidden = getattr(model.config, "hidden_size", None)
-    heads = head_modules(model)
-    linear = {
-        re.sub(r"(?<=\.)\d+(?=\.)", "N", name): layer_width(module)
-        for name, module in model.named_modules()
-        if _is_linear(module) and not is_inside(name, heads)
-    }
-    names = [name for name, width in linear.items() if hidden is None or width == hidden] or list(linear)
-    return f"Linear layers of the hidden width ({hidden}; N is a layer number): {_some(names, 20)}"
-
-
-def _some(names: Sequence[str], limit: int = 8) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more

@@ -8,8 +8,9 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 from adakron.backbone import NewParameters
 from adakron.config import AdapterConfig
 from adakron.errors import ConfigError
-from adakron.models import AdaptedModelInfo, adapt, assert_trainable, find_sites, parameter_report, trainable_groups
+from adakron.models import AdaptedModelInfo, adapt, assert_trainable, parameter_report, trainable_groups
 from adakron.nn import AdaptedLayer, KroneckerAdapter, adapter_parameter_count
+from adakron.placement import find_sites
 from tests.helpers.architectures import SIZES, tiny_batch, tiny_model
 
 CONFIG = AdapterConfig(bottleneck_dim=8)
