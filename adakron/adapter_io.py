@@ -8,7 +8,7 @@ Nothing here pickles or unpickles.
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -22,13 +22,14 @@ from adakron.backbone import is_inside
 from adakron.config import AdapterConfig
 from adakron.errors import CheckpointError, ConfigError
 from adakron.models import AdaptedModelInfo, adapt
-from adakron.nn import AdaptedLayer
+from adakron.nn import PROJECTIONS, AdaptedLayer
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 KEY_PREFIX = "base_model.model."
 PEFT_TYPE = "ADAKRON"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Version 1 had no mixtures and no relatives; its folders are read, the newer settings being at their defaults."""
 
 # PEFT's names of the tasks. Further classes are saved without one, which PEFT reads as "any model".
 TASK_TYPES = {
@@ -47,10 +48,12 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "extra": (dict,),
     "modules_to_save": (list,),
     "target_modules": (list,),
+    "tuned_parameters": (list,),
 }
 _KIND_NAMES = {str: "a string", dict: "an object", list: "a list", int: "a whole number", float: "a number", type(None): "null"}
 
-_ADAPTER_TENSORS = tuple(f"{layer}.{kind}" for layer in ("down_a", "down_b", "up") for kind in ("weight", "bias"))
+_NEW_IN_2 = ("method_config", "num_experts", "experts_in", "expert_scores", "tune_expert_scores", "inference_level", "merge_experts",
+             "position", "exclude_modules", "layers")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ class AdapterFolder:
 
     base_model: folder or hub id of the backbone (or the name of the packaged one), for --model_name_or_path.
     auto_class, model_options: what builds the same head again, as `load_backbone` takes them.
+    head_modules, sites, tuned_parameters: what is saved, see `AdaptedModelInfo`.
     extra: whatever the run added.
     """
 
@@ -68,6 +72,7 @@ class AdapterFolder:
     model_options: dict[str, Any]
     head_modules: tuple[str, ...]
     sites: tuple[str, ...]
+    tuned_parameters: tuple[str, ...]
     extra: dict[str, Any]
 
 
@@ -84,11 +89,13 @@ def save_adapter(
 ) -> None:
     """Write an adapter folder; a reader sees each file whole or not at all.
 
-    tensors: every trained tensor, whole (not a ZeRO partition), by its parameter name in the model; saved as float32.
+    tensors: every trained tensor, whole (not a ZeRO partition), by its parameter name in the model, and what the adapters hold
+    besides (`models.adapter_buffers`); saved as float32.
     info: what trains, as `adapt` returned it. The other arguments: see `AdapterFolder`; extra must be JSON.
     Raises CheckpointError where the tensors are not exactly those of the adapters and the head, or one is empty.
     """
-    problems = _coverage_problems(tensors, info.sites, info.head_modules)
+    adapter = adapter.resolved()
+    problems = _coverage_problems(tensors, adapter, info.sites, info.head_modules, info.tuned_parameters)
     problems += [f"tensor {name} is empty (a ZeRO stage 3 partition? gather it first)" for name, t in tensors.items() if t.numel() == 0]
     if problems:
         raise CheckpointError(f"refusing to write {folder}: " + "; ".join(problems))
@@ -104,6 +111,7 @@ def save_adapter(
         "inference_mode": True,
         "target_modules": list(info.sites),
         "modules_to_save": list(info.head_modules),
+        "tuned_parameters": list(info.tuned_parameters),
         "format_version": FORMAT_VERSION,
         "auto_class": auto_class,
         "model_options": dict(model_options),
@@ -134,14 +142,16 @@ def read_adapter_config(folder: str | Path) -> AdapterFolder:
         raise CheckpointError(f"{path} must hold a JSON object, it holds a {type(content).__name__}")
     if content.get("peft_type") != PEFT_TYPE:
         raise CheckpointError(f"{path}: peft_type is {content.get('peft_type')!r}, it must be {PEFT_TYPE!r}; load other adapters with PEFT")
-    if content.get("format_version") != FORMAT_VERSION:
+    if content.get("format_version") == 1:
+        content = {**{name: getattr(AdapterConfig(), name) for name in _NEW_IN_2}, "tuned_parameters": [], **content}
+    elif content.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(
-            f"{path}: format_version is {content.get('format_version')!r}, this release reads {FORMAT_VERSION};"
+            f"{path}: format_version is {content.get('format_version')!r}, this release reads 1 to {FORMAT_VERSION};"
             " use the release that wrote it"
         )
     adapter, problems = _adapter_settings(content)
     problems = _kind_problems(content, _KINDS) + problems
-    for key in ("modules_to_save", "target_modules"):
+    for key in ("modules_to_save", "target_modules", "tuned_parameters"):
         if isinstance(content.get(key), list) and not all(isinstance(name, str) for name in content[key]):
             problems.append(f"{key} must list names, got {content[key]!r}")
     if isinstance(content.get("model_options"), dict):
@@ -159,6 +169,7 @@ def read_adapter_config(folder: str | Path) -> AdapterFolder:
         model_options=options,
         head_modules=tuple(content["modules_to_save"]),
         sites=tuple(content["target_modules"]),
+        tuned_parameters=tuple(content["tuned_parameters"]),
         extra=content["extra"],
     )
 
@@ -168,15 +179,18 @@ def _adapter_settings(content: Mapping[str, Any]) -> tuple[AdapterConfig | None,
     keys = {name: "target_pattern" if name == "target_modules" else name for name in AdapterConfig.__dataclass_fields__}
     # What a Literal allows is checked by AdapterConfig itself, the kinds of the other values are not.
     hints = {keys[name]: hint for name, hint in get_type_hints(AdapterConfig).items()}
-    problems = _kind_problems(
-        content, {key: () if get_origin(hint) is Literal else get_args(hint) or (hint,) for key, hint in hints.items()}
-    )
+    problems = _kind_problems(content, {key: _kinds_of(hint) for key, hint in hints.items()})
     if problems:
         return None, problems
     try:
-        return AdapterConfig(**{name: content[key] for name, key in keys.items()}), []
+        return AdapterConfig(**{name: content[key] for name, key in keys.items()}).resolved(), []
     except ConfigError as error:
         return None, error.problems
+
+
+def _kinds_of(hint: Any) -> tuple[type, ...]:
+    options = get_args(hint) or (hint,)
+    return () if Literal in (get_origin(hint), *map(get_origin, options)) else options
 
 
 def _kind_problems(content: Mapping[str, Any], kinds: Mapping[str, tuple[type, ...]]) -> list[str]:
@@ -226,7 +240,7 @@ def read_adapter_tensors(folder: str | Path) -> dict[str, Tensor]:
     foreign = [key for key in stored if not key.startswith(KEY_PREFIX)]
     problems = [f"keys without the prefix {KEY_PREFIX!r}: {', '.join(foreign)}"] if foreign else []
     tensors = {key.removeprefix(KEY_PREFIX): tensor for key, tensor in stored.items() if key not in foreign}
-    problems += _coverage_problems(tensors, config.sites, config.head_modules)
+    problems += _coverage_problems(tensors, config.adapter, config.sites, config.head_modules, config.tuned_parameters)
     if problems:
         raise CheckpointError(f"{path}: " + "; ".join(problems))
     return tensors
@@ -249,14 +263,16 @@ def load_adapter(model: PreTrainedModel, folder: str | Path) -> AdaptedModelInfo
         )
     present = tuple(name for name, module in model.named_modules() if isinstance(module, AdaptedLayer))
     if present:
-        info = AdaptedModelInfo(present, saved.head_modules)
+        prefixes = [f"{site}.adakron_adapter" for site in present]
+        adapters = tuple(name for name, _ in model.named_parameters() if is_inside(name, prefixes))
+        info = AdaptedModelInfo(present, saved.head_modules, adapters, saved.tuned_parameters)
     else:
         try:
             info = adapt(model, saved.adapter, seed=0, heads=saved.head_modules)
         except ConfigError as error:
             raise CheckpointError(f"{folder} does not fit {type(model).__name__}: {error}") from error
     problems = _site_problems(saved.sites, info.sites)
-    parameters = dict(model.named_parameters())
+    parameters: dict[str, Tensor] = {**dict(model.named_buffers()), **dict(model.named_parameters())}
     expected = {name for name in parameters if _is_saved(name, info)}
     problems += [f"missing {name}" for name in sorted(expected - tensors.keys())]
     problems += [f"unexpected {name}" for name in sorted(tensors.keys() - expected)]
@@ -272,8 +288,32 @@ def load_adapter(model: PreTrainedModel, folder: str | Path) -> AdaptedModelInfo
     return info
 
 
+def merge_experts(tensors: Mapping[str, Tensor], adapter: AdapterConfig, sites: Sequence[str]) -> tuple[dict[str, Tensor], AdapterConfig]:
+    """The adapters with each projection's experts averaged into one by the softmax of their scores; tensors and settings.
+
+    tensors: as `save_adapter` takes them. Evaluation of the result equals that of the mixture at inference_level 3. Raises
+    ConfigError where there is one expert already.
+    """
+    adapter = adapter.resolved()
+    if (adapter.num_experts or 1) == 1:
+        raise ConfigError(f"nothing to merge: the {adapter.method} adapter has one expert")
+    merged = dict(tensors)
+    for site in sites:
+        for projection in adapter.expert_projections:
+            prefix = f"{site}.adakron_adapter.{projection}"
+            share_E = torch.softmax(merged.pop(f"{prefix}.expert_scores").double(), dim=0)
+            for kind in ("weight", "bias"):
+                stack = merged[f"{prefix}.{kind}"]
+                merged[f"{prefix}.{kind}"] = torch.tensordot(share_E, stack.double(), dims=1).to(stack.dtype)
+    single = replace(
+        adapter, num_experts=1, experts_in="", expert_scores="zeros", tune_expert_scores=False, inference_level=3, merge_experts=False
+    )
+    return merged, single
+
+
 def _is_saved(name: str, info: AdaptedModelInfo) -> bool:
-    return is_inside(name, info.head_modules) or is_inside(name, [f"{site}.adakron_adapter" for site in info.sites])
+    adapters = [f"{site}.adakron_adapter" for site in info.sites]
+    return is_inside(name, info.head_modules) or is_inside(name, adapters) or name in info.tuned_parameters
 
 
 def _site_problems(saved: Sequence[str], present: Sequence[str]) -> list[str]:
@@ -281,14 +321,22 @@ def _site_problems(saved: Sequence[str], present: Sequence[str]) -> list[str]:
     return problems + [f"nothing is saved for the adapter at {site}" for site in present if site not in saved]
 
 
-def _coverage_problems(names: Iterable[str], sites: Sequence[str], head_modules: Sequence[str]) -> list[str]:
+def _coverage_problems(
+    names: Iterable[str], adapter: AdapterConfig, sites: Sequence[str], head_modules: Sequence[str], tuned_parameters: Sequence[str]
+) -> list[str]:
     names = set(names)
-    expected = {f"{site}.adakron_adapter.{tensor}" for site in sites for tensor in _ADAPTER_TENSORS}
+    expected = {f"{site}.adakron_adapter.{tensor}" for site in sites for tensor in adapter_tensor_names(adapter)} | {*tuned_parameters}
     missing = sorted(expected - names)
     missing += [f"{head}.*" for head in head_modules if not any(is_inside(name, [head]) for name in names)]
     unknown = sorted(name for name in names - expected if not is_inside(name, head_modules))
     problems = [f"tensors are missing: {', '.join(missing)}"] if missing else []
     return problems + ([f"tensors belong to neither adapters nor head: {', '.join(unknown)}"] if unknown else [])
+
+
+def adapter_tensor_names(adapter: AdapterConfig) -> list[str]:
+    """The tensors of one adapter with these resolved settings, relative to it: "down_a.weight", ..., "up.bias"."""
+    names = [f"{projection}.{kind}" for projection in PROJECTIONS[adapter.bottleneck] for kind in ("weight", "bias")]
+    return names + [f"{projection}.expert_scores" for projection in adapter.expert_projections]
 
 
 def _publish(path: Path, content: bytes) -> None:

@@ -1,5 +1,7 @@
 """Outputs of a model for a whole split: every rank takes its share of the same batches, the parts are put back in order."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
@@ -12,6 +14,8 @@ from adakron.tasks.base import EncodedSplit, Forward, Task, to_device
 
 class Evaluator:
     """Predicts and scores splits. batch_size: examples per forward pass and rank.
+
+    before_batch: told the number of every batch, counted over all ranks, for what depends on it: random experts.
 
     The batches, and so their padding, do not depend on the number of ranks; every rank runs equally many forward passes,
     which ZeRO-3 needs. All ranks return the same.
@@ -27,6 +31,7 @@ class Evaluator:
         world_size: int = 1,
         rank: int = 0,
         disable_progress: bool | None = None,
+        before_batch: Callable[[int], None] | None = None,
     ):
         self._task = task
         self._batch_size = batch_size
@@ -35,6 +40,7 @@ class Evaluator:
         self._world_size = world_size
         self._rank = rank
         self._disable_progress = disable_progress
+        self._before_batch = before_batch
 
     @torch.no_grad()
     def outputs(self, forward: Forward, encoded: EncodedSplit, name: str = "predicting") -> np.ndarray:
@@ -45,7 +51,9 @@ class Evaluator:
         mine: list[tuple[np.ndarray, np.ndarray]] = []
         batches = evaluation_batches(encoded.lengths, self._batch_size, self._world_size, self._rank)
         with progress_over(batches, name, self._disable_progress) as shown:
-            for indices in shown:
+            for round_number, indices in enumerate(shown):
+                if self._before_batch is not None:
+                    self._before_batch(round_number * self._world_size + self._rank)
                 filler = len(indices) == 0
                 batch = self._task.collate(encoded, [0] if filler else indices, self._pad_token_id)
                 outputs = self._task.predict(forward, to_device(batch, self._device))

@@ -4,6 +4,7 @@ What trains is decided by module, never by a substring of a parameter's name: th
 """
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +25,8 @@ from adakron.backbone import (
 )
 from adakron.config import AdapterConfig, ModelConfig
 from adakron.errors import ConfigError
-from adakron.nn import AdaptedLayer, KroneckerAdapter, adapter_parameter_count, layer_width
+from adakron.methods import METHODS
+from adakron.nn import AdaptedLayer, BottleneckAdapter, Projection, Router, adapter_parameter_count, layer_width
 from adakron.placement import find_sites, some_of
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -33,30 +35,50 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class AdaptedModelInfo:
-    """What trains in a model: names of the adapted layers in model order, and of the head modules."""
+    """What trains in a model, by name.
+
+    sites: the adapted layers, in model order. head_modules: modules that train whole.
+    adapter_parameters: parameters of the adapters. tuned_parameters: parameters of the backbone that train (bitfit, full).
+    """
 
     sites: tuple[str, ...]
     head_modules: tuple[str, ...]
+    adapter_parameters: tuple[str, ...] = ()
+    tuned_parameters: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class ParameterReport:
     """Parameter counts; a shared parameter counts once.
 
-    adapter, head: trained. backbone: frozen. sites: number of adapters.
-    percent: adapter parameters as a share of the backbone's, in percent, as the papers count (without the head).
+    adapter, head: trained. backbone: all others. tuned: those of the backbone that train. sites: number of adapters.
     """
 
     adapter: int
     head: int
     backbone: int
-    percent: float
     sites: int
+    tuned: int = 0
+
+    @property
+    def percent(self) -> float:
+        """What trains without the head as a share of the backbone, in percent, as the papers count."""
+        return 100.0 * (self.adapter + self.tuned) / max(1, self.backbone)
+
+    @property
+    def trainable(self) -> int:
+        """All parameters that train."""
+        return self.adapter + self.head + self.tuned
+
+    @property
+    def total(self) -> int:
+        """All parameters."""
+        return self.adapter + self.head + self.backbone
 
     @property
     def trainable_percent(self) -> float:
-        """Adapter and head parameters as a share of all, in percent."""
-        return 100.0 * (self.adapter + self.head) / max(1, self.adapter + self.head + self.backbone)
+        """All that trains as a share of all parameters, in percent."""
+        return 100.0 * self.trainable / max(1, self.total)
 
 
 def check_architecture(config: ModelConfig, adapter: AdapterConfig, *, auto_class: str, options: Mapping[str, Any]) -> AdaptedModelInfo:
@@ -85,49 +107,130 @@ def adapt(
     new_parameters: NewParameters = NewParameters(),  # noqa: B008, an immutable value
     heads: Sequence[str] | None = None,
 ) -> AdaptedModelInfo:
-    """Inject adapters (method "adakron"; "head" injects none), freeze the backbone, and let adapters and head train.
+    """Inject the method's adapters, freeze the backbone, and let adapters, head and what else the method tunes train.
 
+    config: a method of ours; those of PEFT are attached by `adakron.peft`.
     seed: of the adapters' initial values, which are the same on every rank and leave the global random state alone.
     new_parameters: what the checkpoint did not hold or never used, as `load_backbone` returns it.
     heads: names of the head modules, where they are known already (a saved adapter); default: `backbone.head_modules`.
     Raises ConfigError on targets or head modules that do not fit the model, on random parameters that would stay frozen, and on
     adapters that are larger than this machine's memory.
     """
+    config = config.resolved()
+    if config.preset is None:
+        raise ConfigError(f"method {config.method!r} is none of {', '.join(METHODS)}; PEFT's methods are attached by adakron.peft")
     if any(isinstance(module, AdaptedLayer) for module in model.modules()):
         raise ConfigError(f"this {type(model).__name__} already has adapters; load the backbone anew")
     names = _declared_head(model, config) or head_modules(model, new_parameters.names) if heads is None else tuple(heads)
-    sites = find_sites(model, config.target_modules) if config.method == "adakron" else []
+    sites = find_sites(model, config.target_modules) if config.has_adapters else []
     overlap = [site for site in sites if is_inside(site, names)]
     if overlap:
         raise ConfigError(
             f"target_modules matches layers of the head, which is trained whole: {some_of(overlap)} (narrow --target_modules)"
         )
-    problems = _frozen_at_random(model, new_parameters, names) + _memory_problems(model, config, sites)
+    tuned = _tuned_parameters(model, config, names)
+    problems = _frozen_at_random(model, new_parameters, names, tuned) + _memory_problems(model, config, sites)
     if problems:
         raise ConfigError(problems)
     generator = torch.Generator("cpu").manual_seed(seed)
     for site in sites:
         base_layer = model.get_submodule(site)
         weight: Any = base_layer.weight
-        adapter = KroneckerAdapter(
+        adapter = BottleneckAdapter(
             layer_width(base_layer),
             config.bottleneck_dim,
-            kron_factor=config.kron_factor,
-            factor_order=config.factor_order,
-            activation=config.activation,
-            init=config.adapter_init,
-            init_std=config.init_std,
+            **adapter_options(config),
             device=weight.device,
             # A quantised weight is an integer tensor; its layer's output has the dtype of the rest of the model.
             dtype=weight.dtype if weight.is_floating_point() else model.dtype,
             generator=generator,
         )
         model.set_submodule(site, AdaptedLayer(base_layer, adapter).train(base_layer.training))
-    model.requires_grad_(False)
-    info = AdaptedModelInfo(tuple(sites), names)
-    for parameter in [*_adapter_parameters(model, info), *_head_parameters(model, info)]:
-        parameter.requires_grad_(True)
+    info = AdaptedModelInfo(tuple(sites), names, _adapter_parameters(model, sites), tuned)
+    train_only(model, info)
     return info
+
+
+def adapter_options(config: AdapterConfig) -> dict[str, Any]:
+    """Resolved settings as keyword arguments of `BottleneckAdapter`."""
+    return {
+        "bottleneck": config.bottleneck,
+        "kron_factor": config.kron_factor,
+        "factor_order": config.factor_order,
+        "activation": config.activation,
+        "init": config.adapter_init,
+        "init_std": config.init_std,
+        "num_experts": config.num_experts,
+        "experts_in": config.expert_projections,
+        "expert_scores": config.expert_scores,
+        "tune_expert_scores": config.tune_expert_scores,
+        "inference_level": config.inference_level,
+    }
+
+
+def train_only(model: PreTrainedModel, info: AdaptedModelInfo) -> None:
+    """Freeze everything but what the info names."""
+    model.requires_grad_(False)
+    for parameter in _trained(model, info):
+        parameter.requires_grad_(True)
+
+
+def route_experts(model: nn.Module, seed: int) -> Router | None:
+    """Give the model's mixtures one router, which draws their experts from here on; None where there is no mixture."""
+    adapters = [module for module in model.modules() if isinstance(module, BottleneckAdapter)]
+    if all(adapter.num_experts == 1 for adapter in adapters):
+        return None
+    router = Router(seed, len(adapters))
+    for site, adapter in enumerate(adapters):
+        adapter.router, adapter.site = router, site
+    return router
+
+
+def checkpoint_activations(model: PreTrainedModel, router: Router | None) -> None:
+    """Compute each layer's activations again in the backward pass instead of keeping them; ConfigError where the model cannot.
+
+    The layers draw the same dropout again, and through the router the same experts.
+    """
+    if not model.supports_gradient_checkpointing:
+        raise ConfigError(f"{type(model).__name__} cannot compute activations again; drop --gradient_checkpointing")
+    options: dict[str, Any] = {"use_reentrant": False}
+    if router is not None:
+        options["context_fn"] = router.checkpoint_contexts
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+
+
+def adapter_buffers(model: nn.Module, info: AdaptedModelInfo) -> dict[str, Tensor]:
+    """Copies of what adapters hold besides their parameters (expert scores that do not train), float32, by name in the model."""
+    return {
+        name: buffer.detach().to("cpu", torch.float32, copy=True)
+        for name, buffer in model.named_buffers()
+        if is_inside(name, [f"{site}.adakron_adapter" for site in info.sites])
+    }
+
+
+def is_random_in_training(model: PreTrainedModel) -> bool:
+    """Whether two forward passes in training mode can differ: by dropout, or by the choice of experts."""
+    if any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules()):
+        return True
+    if any(isinstance(module, Projection) and module.num_experts > 1 and not module.tunes_scores for module in model.modules()):
+        return True
+    # Attention takes its dropout from the configuration.
+    rates = [value for name, value in model.config.to_dict().items() if re.search(r"dropout|pdrop", name)]
+    return any(isinstance(rate, float) and rate > 0 for rate in rates)
+
+
+def _tuned_parameters(model: PreTrainedModel, config: AdapterConfig, heads: Sequence[str]) -> tuple[str, ...]:
+    assert config.preset is not None
+    backbone = [name for name, _ in model.named_parameters() if not is_inside(name, heads)]
+    if config.preset.trains == "all":
+        return tuple(backbone)
+    if config.preset.trains != "bias":
+        return ()
+    # The attribute is called bias, or, in some attention layers, q_bias and the like.
+    biases = tuple(name for name in backbone if re.fullmatch(r"(\w+_)?bias", name.rpartition(".")[2]))
+    if not biases:
+        raise ConfigError(f"method bitfit trains biases, and {type(model).__name__} has none outside its head; choose another --method")
+    return biases
 
 
 def _declared_head(model: PreTrainedModel, config: AdapterConfig) -> tuple[str, ...]:
@@ -140,8 +243,8 @@ def _declared_head(model: PreTrainedModel, config: AdapterConfig) -> tuple[str, 
     return names
 
 
-def _frozen_at_random(model: PreTrainedModel, new_parameters: NewParameters, heads: Sequence[str]) -> list[str]:
-    frozen = [name for name in new_parameters.missing if not is_inside(name, heads)]
+def _frozen_at_random(model: PreTrainedModel, new_parameters: NewParameters, heads: Sequence[str], tuned: Sequence[str]) -> list[str]:
+    frozen = [name for name in new_parameters.missing if not is_inside(name, heads) and name not in set(tuned)]
     if not frozen:
         return []
     homes = [module for module in head_modules(model, new_parameters.missing) if any(is_inside(name, [module]) for name in frozen)]
@@ -153,7 +256,7 @@ def _frozen_at_random(model: PreTrainedModel, new_parameters: NewParameters, hea
 
 def _memory_problems(model: PreTrainedModel, config: AdapterConfig, sites: Sequence[str]) -> list[str]:
     widths = [layer_width(model.get_submodule(site)) for site in sites]
-    parameters = sum(adapter_parameter_count(width, config.bottleneck_dim, config.kron_factor) for width in widths)
+    parameters = sum(expected_adapter_parameters(width, config) for width in widths)
     # 4 bytes: the values alone, in float32; gradients and optimizer state come on top, but may lie elsewhere.
     needed, present = 4 * parameters, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed <= present:
@@ -164,9 +267,22 @@ def _memory_problems(model: PreTrainedModel, config: AdapterConfig, sites: Seque
     ]
 
 
+def expected_adapter_parameters(hidden_dim: int, config: AdapterConfig) -> int:
+    """Trainable numbers of one adapter of that width with resolved settings, by the closed form."""
+    return adapter_parameter_count(
+        hidden_dim,
+        config.bottleneck_dim,
+        config.kron_factor,
+        bottleneck=config.bottleneck,
+        num_experts=config.num_experts or 1,
+        experts_in=config.expert_projections,
+        tune_expert_scores=config.tune_expert_scores,
+    )
+
+
 def assert_trainable(model: PreTrainedModel, info: AdaptedModelInfo) -> None:
-    """Verify that exactly the adapters and the head train; ConfigError naming what differs, or that nothing trains."""
-    expected = {id(p) for p in [*_adapter_parameters(model, info), *_head_parameters(model, info)]}
+    """Verify that exactly what the info names trains; ConfigError naming what differs, or that nothing trains."""
+    expected = {id(p) for p in _trained(model, info)}
     if not expected:
         raise ConfigError(f"nothing would be trained: {type(model).__name__} has neither adapters nor a head (set --method adakron)")
     frozen = [name for name, p in model.named_parameters() if id(p) in expected and not p.requires_grad]
@@ -179,10 +295,11 @@ def assert_trainable(model: PreTrainedModel, info: AdaptedModelInfo) -> None:
 
 def parameter_report(model: PreTrainedModel, info: AdaptedModelInfo) -> ParameterReport:
     """Counts of adapter, head and backbone parameters, also where ZeRO stage 3 has partitioned them."""
-    adapter = sum(map(_size, _adapter_parameters(model, info)))
+    adapter = sum(_size(model.get_parameter(name)) for name in info.adapter_parameters)
+    tuned = sum(_size(model.get_parameter(name)) for name in info.tuned_parameters)
     head = sum(map(_size, _head_parameters(model, info)))
     backbone = sum(map(_size, model.parameters())) - adapter - head
-    return ParameterReport(adapter, head, backbone, 100.0 * adapter / max(1, backbone), len(info.sites))
+    return ParameterReport(adapter=adapter, head=head, backbone=backbone, sites=len(info.sites), tuned=tuned)
 
 
 def trainable_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -201,9 +318,14 @@ def trainable_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     return [group for group in groups if group["params"]]
 
 
-def _adapter_parameters(model: nn.Module, info: AdaptedModelInfo) -> list[nn.Parameter]:
-    adapters = [model.get_submodule(site) for site in info.sites]
-    return [parameter for layer in adapters if isinstance(layer, AdaptedLayer) for parameter in layer.adakron_adapter.parameters()]
+def _adapter_parameters(model: nn.Module, sites: Sequence[str]) -> tuple[str, ...]:
+    prefixes = [f"{site}.adakron_adapter" for site in sites]
+    return tuple(f"{prefix}.{name}" for prefix in prefixes for name, _ in model.get_submodule(prefix).named_parameters())
+
+
+def _trained(model: PreTrainedModel, info: AdaptedModelInfo) -> list[nn.Parameter]:
+    named = [model.get_parameter(name) for name in (*info.adapter_parameters, *info.tuned_parameters)]
+    return named + _head_parameters(model, info)
 
 
 def _head_parameters(model: PreTrainedModel, info: AdaptedModelInfo) -> list[nn.Parameter]:

@@ -11,11 +11,9 @@ from transformers import HfArgumentParser
 
 from adakron.config import AdapterConfig, DataConfig, ModelConfig, RunConfig, TrainingConfig
 from adakron.errors import ConfigError
+from launch.published import add_published_flags, translate
 
 GROUPS = (ModelConfig, AdapterConfig, DataConfig, TrainingConfig)
-MIXTURE_FLAGS = ("--num_experts", "--inference_level", "--sharing_up", "--sharing_down", "--use_consistency_loss")
-"""Flags of the published scripts for its mixtures of experts (docs/method.md)."""
-
 DEFAULT_DEEPSPEED = Path(__file__).resolve().parent.parent / "ds_configs" / "zero2.json"
 
 
@@ -47,8 +45,6 @@ class Parser(HfArgumentParser):
 
     def _unknown(self, token: str) -> str:
         flag = token.split("=")[0]
-        if flag in MIXTURE_FLAGS:
-            return f"{flag} belongs to mixtures of experts, not in this version; drop it"
         known = [option for action in self._actions for option in action.option_strings]
         near = difflib.get_close_matches(flag, known, n=2)
         return f"unknown flag {flag}" + (f"; did you mean {' or '.join(near)}?" if near else "; --help lists every flag")
@@ -85,9 +81,7 @@ def recipe_arguments(path: str, parser: Parser) -> list[str]:
     off = {option.lstrip("-") for action in parser._actions if "no" in (action.choices or ()) for option in action.option_strings}
     problems, arguments = [], []
     for key, value in read_recipe(path).items():
-        if f"--{key}" in MIXTURE_FLAGS:
-            problems.append(f"--config {path}: {key} belongs to mixtures of experts, not in this version; drop it")
-        elif key not in known:
+        if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1)
             problems.append(
                 f"--config {path}: unknown key {key!r}" + (f"; did you mean {near[0]}?" if near else "; keys are flags without the dashes")
@@ -116,10 +110,7 @@ def train_parser() -> Parser:
     parser.add_argument(
         "--deepspeed", default=str(DEFAULT_DEEPSPEED), help="DeepSpeed JSON: ZeRO stage, precision, offload. See ds_configs/."
     )
-    parser.add_argument(
-        "--apply_expert_soup", nargs="?", const=True, type=_boolean, default=None,
-        help="The published scripts' flag for what is the default here: --method adakron.",
-    )  # fmt: skip
+    add_published_flags(parser)
     add_launcher_flags(parser)
     return parser
 
@@ -131,8 +122,11 @@ def parse_train(arguments: Sequence[str]) -> RunConfig:
     full = [*(recipe_arguments(recipe, parser) if recipe else []), *arguments]
     namespace = parser.parse(full)
     problems: list[str] = []
-    if namespace.apply_expert_soup and namespace.method != "adakron":
-        problems.append(f"--apply_expert_soup means --method adakron, but --method is {namespace.method}; drop one")
+    try:
+        for name, value in translate(namespace).items():
+            setattr(namespace, name, value)
+    except ConfigError as error:
+        problems += error.problems
     built: dict[type, Any] = {}
     for group in GROUPS:
         try:
@@ -143,7 +137,7 @@ def parse_train(arguments: Sequence[str]) -> RunConfig:
         raise ConfigError(problems)
     return RunConfig(
         model=built[ModelConfig],
-        adapter=built[AdapterConfig],
+        adapter=built[AdapterConfig].resolved(),
         data=built[DataConfig],
         training=built[TrainingConfig],
         deepspeed=namespace.deepspeed,
@@ -154,11 +148,3 @@ def _recipe_path(arguments: Sequence[str]) -> str | None:
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     finder.add_argument("--config", nargs="?")  # a missing value is reported by the full parser
     return finder.parse_known_args(list(arguments))[0].config
-
-
-def _boolean(text: str) -> bool:
-    if text.lower() in ("true", "1", "yes"):
-        return True
-    if text.lower() in ("false", "0", "no"):
-        return False
-    raise argparse.ArgumentTypeError(f"expected true or false, got {text!r}")

@@ -18,9 +18,9 @@ def summary_table(config: RunConfig, results: Mapping[str, Mapping[str, Any]], r
     rows += [(name, f"{value:.4f}") for name, value in scores.items() if name.startswith("eval_") and not _is_cost(name)]
     rows += [
         ("train loss", f"{train['train_loss']:.4f}"),
-        ("adapter parameters", f"{report.adapter:,} ({report.percent:.3f} % of the backbone)"),
+        ("adapter parameters", f"{report.adapter:,} ({100 * report.adapter / report.backbone:.3f} % of the backbone)"),
         ("head parameters", f"{report.head:,} ({100 * report.head / report.backbone:.3f} %)"),
-        ("backbone parameters", f"{report.backbone:,} (frozen)"),
+        ("backbone parameters", f"{report.backbone:,} ({_trained_share(report)})"),
         ("speed", f"{train['train_samples_per_second']:.1f} samples/s, {train['train_tokens_per_second']:,.0f} tokens/s (without padding)"),
         ("peak memory", f"{train['peak_memory_mib']:,.0f} MiB per rank"),
         ("wall time", f"{train['wall_seconds']:.1f} s, {train['train_runtime']:.1f} s of it training"),
@@ -33,6 +33,10 @@ def summary_table(config: RunConfig, results: Mapping[str, Mapping[str, Any]], r
     body = [f"  {name:<{width}}  {value}" for name, value in rows]
     rule = "-" * min(100, max(len(line) for line in body))
     return "\n".join([rule, *body, rule])
+
+
+def _trained_share(report: ParameterReport) -> str:
+    return f"{report.tuned:,} trained, {100 * report.tuned / report.backbone:.3f} %" if report.tuned else "frozen"
 
 
 def _is_cost(name: str) -> bool:

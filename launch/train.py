@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from adakron import adapter_io, backbone, distributed, models, run_folder
 from adakron.config import DATA_FILES, RunConfig
@@ -67,6 +68,11 @@ def main(arguments: Sequence[str], world: World) -> None:
     )
     info = models.adapt(base.model, config.adapter, seed=config.training.seed, new_parameters=base.new_parameters)
     models.assert_trainable(base.model, info)
+    check_consistency(config, base.model)
+    router = models.route_experts(base.model, config.training.seed)
+    if config.training.gradient_checkpointing:
+        models.checkpoint_activations(base.model, router)
+    kept = models.adapter_buffers(base.model, info)
     report = models.parameter_report(base.model, info)
     encoded = {name: task.encode(name, base.tokenizer) for name in splits}
     for name, split in encoded.items():
@@ -76,9 +82,9 @@ def main(arguments: Sequence[str], world: World) -> None:
 
     distributed.form_group(world, device)
     logger.info(
-        "%s on %d x %s, ZeRO-%d, %s: %s trainable of %s parameters (adapters %s in %d layers, head %s)",
-        config.adapter.method, world.world_size, device.type, settings.stage, settings.precision, f"{report.adapter + report.head:,}",
-        f"{report.adapter + report.head + report.backbone:,}", f"{report.adapter:,}", len(info.sites), f"{report.head:,}",
+        "%s on %d x %s, ZeRO-%d, %s: %s trainable of %s parameters (adapters %s in %d layers, head %s, backbone %s)",
+        config.adapter.method, world.world_size, device.type, settings.stage, settings.precision, f"{report.trainable:,}",
+        f"{report.total:,}", f"{report.adapter:,}", len(info.sites), f"{report.head:,}", f"{report.tuned:,}",
     )  # fmt: skip
     torch.manual_seed(config.training.seed + world.rank)  # dropout: a stream of its own on every rank
     evaluator = Evaluator(
@@ -89,6 +95,7 @@ def main(arguments: Sequence[str], world: World) -> None:
         world_size=world.world_size,
         rank=world.rank,
         disable_progress=config.training.disable_tqdm,
+        before_batch=router.evaluation_batch if router else None,
     )
     sampler = GlobalBatchSampler(
         encoded["train"].lengths,
@@ -109,13 +116,16 @@ def main(arguments: Sequence[str], world: World) -> None:
 
     folder = distributed.on_rank_0(lambda: claim_folder(as_recorded(config, base.name, task), settings))
 
-    def save(target: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+    def save(target: Path, trained: Mapping[str, Tensor], state: Mapping[str, Any], *, merge: bool = False) -> None:
         if world.rank == 0:
             target.mkdir(exist_ok=True)
+            tensors, adapter = {**trained, **kept}, config.adapter
+            if merge:
+                tensors, adapter = adapter_io.merge_experts(tensors, adapter, info.sites)
             adapter_io.save_adapter(
                 target,
                 tensors=tensors,
-                adapter=config.adapter,
+                adapter=adapter,
                 info=info,
                 base_model=base.name,
                 auto_class=task.auto_class,
@@ -141,11 +151,12 @@ def main(arguments: Sequence[str], world: World) -> None:
         recorder=recorder,
         pad_token_id=int(base.tokenizer.pad_token_id),
         save_checkpoint=save_checkpoint,
+        before_pass=router.training_pass if router else None,
     )
     with contextlib.closing(recorder):  # what a run that fails last measured is what one wants to see
         result = trainer.run()
         scores = result.scores if result.scores is not None or not evaluates(config) else trainer.evaluate()
-    save(folder, result.tensors, dataclasses.asdict(result.state))
+    save(folder, result.tensors, dataclasses.asdict(result.state), merge=config.adapter.merge_experts)
     predictions = {name: evaluator.outputs(engine, encoded[name], "predicting") for name in splits if name.startswith("test")}
     memory = float(distributed.all_reduce_max(torch.tensor(peak_memory_mib(device))))
     if world.rank == 0:
@@ -155,6 +166,15 @@ def main(arguments: Sequence[str], world: World) -> None:
         write_results(folder, results)
         print(summary_table(config, results, report, folder), flush=True)
     distributed.barrier()
+
+
+def check_consistency(config: RunConfig, model: PreTrainedModel) -> None:
+    """Raise ConfigError where a consistency loss was asked for and both its passes would be the same."""
+    if config.training.consistency_weight and not models.is_random_in_training(model):
+        raise ConfigError(
+            f"consistency_weight is {config.training.consistency_weight}, but two passes of this model are equal: it draws no experts and"
+            " has no dropout, so the loss would be zero at twice the cost; drop --consistency_weight, or set --num_experts or --dropout"
+        )
 
 
 def resolve_deepspeed(config: RunConfig, world: World, device: torch.device) -> DeepSpeedSettings:
@@ -269,6 +289,7 @@ def collect_results(
         "train_steps_per_second": result.state.global_step / seconds,
         "adapter_parameters": report.adapter,
         "head_parameters": report.head,
+        "tuned_parameters": report.tuned,
         "backbone_parameters": report.backbone,
         "adapter_percent": report.percent,
         "trainable_percent": report.trainable_percent,

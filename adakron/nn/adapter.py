@@ -1,9 +1,9 @@
-"""The AdaKron adapter and the wrapper that puts it behind a frozen linear layer.
+"""The bottleneck adapter (AdaKron, its mixtures and its relatives) and the wrapper that puts it behind a frozen linear layer.
 
 Tensor-name suffixes: B batch, T tokens, D hidden, M and N the widths of the two factors, K = M * N the bottleneck.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from adakron.errors import ConfigError
 from adakron.nn.kronecker import FactorOrder, kronecker_product
+from adakron.nn.projection import Projection, ScoreInit
+from adakron.nn.routing import Router
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -21,19 +23,31 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
 }
 
+Bottleneck = Literal["kronecker", "plain"]
 
-class KroneckerAdapter(nn.Module):
-    """y = x + up(activation(down_a(x) (x) down_b(x))), a bottleneck of width K = M * N reached by two small projections.
+PROJECTIONS: dict[str, tuple[str, ...]] = {"kronecker": ("down_a", "down_b", "up"), "plain": ("down", "up")}
+"""Bottleneck -> its projections, the one up last; a projection's index here is its slot for the router."""
+
+
+class BottleneckAdapter(nn.Module):
+    """y = x + up(activation(z)), with a bottleneck z of width K that is a Kronecker product or a projection of x.
 
     hidden_dim: width D of the input and the output.
-    bottleneck_dim: width K of the bottleneck, a multiple of kron_factor.
+    bottleneck_dim: width K of the bottleneck.
+    bottleneck: "kronecker": z = down_a(x) (x) down_b(x) (AdaKron); "plain": z = down(x) (Houlsby, Pfeiffer, AdaMix).
     kron_factor: width M of the first factor; the second has N = K / M.
     factor_order: order of the products, see `kronecker_product`.
     activation: a key of `ACTIVATIONS`; "gelu" is the exact (erf) one.
     init: "normal": every weight N(0, init_std), every bias 0. "identity": the weights of `up` are 0 too, so y = x, bit for bit.
+    num_experts, experts_in: E experts in each of the named projections, one in the others; see `Projection`.
+    expert_scores, tune_expert_scores: their shares in the average, see `Projection`.
+    inference_level: what evaluation uses of several experts: 3 their average, 1 a random one per sentence, 0 per token.
     generator: what the initial values are drawn from, on the CPU. Default: the global generator.
 
-    The submodules are ordinary linear layers: down_a (D -> M), down_b (D -> N), up (K -> D), each with a bias.
+    In training every projection with experts uses one of them in a forward pass, as `router` (a plain attribute) draws it;
+    without a router, from PyTorch's global generator on the CPU, as dropout does. Where scores train, the average is used.
+
+    Projections: down_a (D -> M) and down_b (D -> N), or down (D -> K); up (K -> D); each with a bias.
     Sizes are kept as integers and never read from a weight, which ZeRO stage 3 replaces by an empty tensor.
     Raises ConfigError, naming every wrong argument.
     """
@@ -43,74 +57,128 @@ class KroneckerAdapter(nn.Module):
         hidden_dim: int,
         bottleneck_dim: int,
         *,
+        bottleneck: Bottleneck = "kronecker",
         kron_factor: int = 4,
         factor_order: FactorOrder = "a_major",
         activation: str = "gelu",
         init: Literal["normal", "identity"] = "normal",
         init_std: float = 0.02,
+        num_experts: int = 1,
+        experts_in: Sequence[str] = (),
+        expert_scores: ScoreInit = "zeros",
+        tune_expert_scores: bool = False,
+        inference_level: Literal[0, 1, 3] = 3,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         generator: torch.Generator | None = None,
     ):
         super().__init__()
-        problems = _size_problems(hidden_dim, bottleneck_dim, kron_factor)
+        problems = _size_problems(hidden_dim, bottleneck_dim, kron_factor if bottleneck == "kronecker" else 1)
         for name, value, choices in (
+            ("bottleneck", bottleneck, tuple(PROJECTIONS)),
             ("factor_order", factor_order, ("a_major", "b_major")),
             ("activation", activation, tuple(ACTIVATIONS)),
             ("init", init, ("normal", "identity")),
+            ("expert_scores", expert_scores, ("zeros", "random")),
+            ("inference_level", inference_level, (0, 1, 3)),
         ):
             if value not in choices:
-                problems.append(f"{name} is {value!r}; it must be one of {', '.join(choices)}")
+                problems.append(f"{name} is {value!r}; it must be one of {', '.join(map(str, choices))}")
         if not 0.0 <= init_std < float("inf"):
             problems.append(f"init_std is {init_std}; it must be a finite number, at least 0")
+        if not problems:
+            problems = _expert_problems(bottleneck, num_experts, experts_in)
         if problems:
             raise ConfigError(problems)
-        self.hidden_dim, self.bottleneck_dim, self.kron_factor = hidden_dim, bottleneck_dim, kron_factor
+        self.hidden_dim, self.bottleneck_dim, self.bottleneck, self.kron_factor = hidden_dim, bottleneck_dim, bottleneck, kron_factor
         self.factor_order, self.activation, self.init, self.init_std = factor_order, activation, init, init_std
-        self.factor_widths = (kron_factor, bottleneck_dim // kron_factor)
-
-        def linear(inputs: int, outputs: int) -> nn.Linear:
-            # nn.Linear would draw weights that are overwritten at once, and so move the global random state.
-            where = torch.get_default_device() if device is None else device
-            return nn.utils.skip_init(nn.Linear, inputs, outputs, device=where, dtype=dtype or torch.get_default_dtype())
-
-        self.down_a = linear(hidden_dim, self.factor_widths[0])
-        self.down_b = linear(hidden_dim, self.factor_widths[1])
-        self.up = linear(bottleneck_dim, hidden_dim)
+        self.num_experts, self.experts_in, self.inference_level = num_experts, tuple(experts_in), inference_level
+        self.router: Router | None = None
+        self.site = 0
+        for name, (inputs, outputs) in projection_sizes(hidden_dim, bottleneck_dim, bottleneck, kron_factor).items():
+            self.add_module(
+                name,
+                Projection(
+                    inputs,
+                    outputs,
+                    num_experts=num_experts if name in experts_in else 1,
+                    scores=expert_scores,
+                    tune_scores=tune_expert_scores,
+                    device=device,
+                    dtype=dtype,
+                ),
+            )
         self.reset_parameters(generator)
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draw new initial values from a generator on the CPU (default: the global one).
-
-        Values are drawn in float32 on the CPU, so they are the same for every device and differ between dtypes only by rounding.
-        """
-        for layer in (self.down_a, self.down_b, self.up):
-            weight = torch.empty(layer.out_features, layer.in_features, dtype=torch.float32, device="cpu")
-            layer.weight.copy_(weight.normal_(0.0, self.init_std, generator=generator))
-            layer.bias.zero_()
+        """Draw new initial values from a generator on the CPU (default: the global one)."""
+        for name in PROJECTIONS[self.bottleneck]:
+            self._projection(name).reset_parameters(self.init_std, generator)
         if self.init == "identity":
-            self.up.weight.zero_()
+            self._projection("up").weight.zero_()
 
-    def projection(self, name: Literal["down_a", "down_b", "up"]) -> tuple[Tensor, Tensor]:
-        """Weight (outputs, inputs) and bias (outputs,) that the named projection uses in this forward pass."""
-        layer = getattr(self, name)
-        return layer.weight, layer.bias
+    def _projection(self, name: str) -> Projection:
+        projection = getattr(self, name)
+        assert isinstance(projection, Projection)
+        return projection
+
+    def _weights(self, slot: int, name: str) -> tuple[Tensor, Tensor]:
+        """Weight (outputs, inputs) and bias (outputs,) that a projection uses for all of this forward pass."""
+        projection = self._projection(name)
+        if projection.num_experts == 1 or not self.training or projection.tunes_scores:
+            return projection.average()
+        if self.router is None:
+            # On the CPU, where reading the number waits for nothing; checkpointing restores this generator as it does for dropout.
+            return projection.expert(int(torch.randint(projection.num_experts, ())))
+        return projection.expert(self.router.expert(self.site, slot, projection.num_experts))
+
+    def _chooses_by_input(self, name: str) -> bool:
+        return not self.training and self.inference_level != 3 and self._projection(name).num_experts > 1
+
+    def _apply_chosen(self, slot: int, name: str, x_BTI: Tensor) -> Tensor:
+        """A projection in evaluation with a random expert per token or per sentence."""
+        by_sentence = self.inference_level == 1
+        if by_sentence and x_BTI.dim() < 3:
+            raise ConfigError(
+                f"inference_level 1 draws an expert per sentence, but this model's layers see tokens without sentences, shape"
+                f" {tuple(x_BTI.shape)}; use --inference_level 3 or 0"
+            )
+        shape = (x_BTI.shape[0], *(1 for _ in x_BTI.shape[1:-1])) if by_sentence else x_BTI.shape[:-1]
+        projection = self._projection(name)
+        generator = None
+        if self.router is not None:
+            generator = self.router.generator(self.site, slot, x_BTI.device, per_call=not by_sentence)
+        experts = torch.randint(projection.num_experts, shape, generator=generator, device=x_BTI.device)
+        return projection.chosen(x_BTI, experts.expand(x_BTI.shape[:-1]))
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
-        weight_a, bias_a = self.projection("down_a")
-        weight_b, bias_b = self.projection("down_b")
-        # One product with the stacked weights reads the activations once; the weights are small beside them.
-        down = F.linear(x_BTD, torch.cat((weight_a, weight_b)), torch.cat((bias_a, bias_b)))
-        a_BTM, b_BTN = down.split(self.factor_widths, dim=-1)
-        z_BTK = ACTIVATIONS[self.activation](kronecker_product(a_BTM, b_BTN, self.factor_order))
-        return x_BTD + F.linear(z_BTK, *self.projection("up"))
+        downs = PROJECTIONS[self.bottleneck][:-1]
+        if any(self._chooses_by_input(name) for name in downs):
+            parts = [
+                self._apply_chosen(slot, name, x_BTD) if self._chooses_by_input(name) else F.linear(x_BTD, *self._weights(slot, name))
+                for slot, name in enumerate(downs)
+            ]
+        elif len(downs) == 1:
+            parts = [F.linear(x_BTD, *self._weights(0, downs[0]))]
+        else:
+            # One product with the stacked weights reads the activations once; the weights are small beside them.
+            weights, biases = zip(*(self._weights(slot, name) for slot, name in enumerate(downs)), strict=True)
+            down = F.linear(x_BTD, torch.cat(weights), torch.cat(biases))
+            parts = list(down.split([self._projection(name).out_features for name in downs], dim=-1))
+        z_BTK = ACTIVATIONS[self.activation](parts[0] if len(parts) == 1 else kronecker_product(parts[0], parts[1], self.factor_order))
+        slot = len(downs)
+        if self._chooses_by_input("up"):
+            return x_BTD + self._apply_chosen(slot, "up", z_BTK)
+        return x_BTD + F.linear(z_BTK, *self._weights(slot, "up"))
 
     def extra_repr(self) -> str:
         """Sizes and choices, for `print(model)`."""
-        m, n = self.factor_widths
-        return f"hidden_dim={self.hidden_dim}, bottleneck_dim={m}*{n}, {self.factor_order}, {self.activation}, init={self.init}"
+        width = f"{self.kron_factor}*{self.bottleneck_dim // self.kron_factor}, {self.factor_order}"
+        if self.bottleneck == "plain":
+            width = str(self.bottleneck_dim)
+        return f"hidden_dim={self.hidden_dim}, bottleneck_dim={width}, {self.activation}, init={self.init}"
 
 
 class AdaptedLayer(nn.Module):
@@ -172,12 +240,39 @@ def layer_width(module: nn.Module) -> int:
     return layer_sizes(module)[1]
 
 
-def adapter_parameter_count(hidden_dim: int, bottleneck_dim: int, kron_factor: int = 4) -> int:
-    """Weights and biases of one adapter: (D + 1) M + (D + 1) N + (K + 1) D. ConfigError on sizes that do not fit."""
-    problems = _size_problems(hidden_dim, bottleneck_dim, kron_factor)
+def projection_sizes(hidden_dim: int, bottleneck_dim: int, bottleneck: Bottleneck, kron_factor: int = 4) -> dict[str, tuple[int, int]]:
+    """(inputs, outputs) of an adapter's projections, by name and in order."""
+    if bottleneck == "plain":
+        downs = {"down": (hidden_dim, bottleneck_dim)}
+    else:
+        downs = {"down_a": (hidden_dim, kron_factor), "down_b": (hidden_dim, bottleneck_dim // kron_factor)}
+    return {**downs, "up": (bottleneck_dim, hidden_dim)}
+
+
+def adapter_parameter_count(
+    hidden_dim: int,
+    bottleneck_dim: int,
+    kron_factor: int = 4,
+    *,
+    bottleneck: Bottleneck = "kronecker",
+    num_experts: int = 1,
+    experts_in: Sequence[str] = (),
+    tune_expert_scores: bool = False,
+) -> int:
+    """Trainable numbers of one adapter: (inputs + 1) x outputs of every projection, times E where it has experts.
+
+    With one expert, (D + 1) M + (D + 1) N + (K + 1) D for a Kronecker bottleneck and (D + 1) K + (K + 1) D for a plain one.
+    Scores add E to each projection with experts where they train. ConfigError on sizes that do not fit.
+    """
+    problems = _size_problems(hidden_dim, bottleneck_dim, kron_factor if bottleneck == "kronecker" else 1)
+    problems = problems or _expert_problems(bottleneck, num_experts, experts_in)
     if problems:
         raise ConfigError(problems)
-    return (hidden_dim + 1) * (kron_factor + bottleneck_dim // kron_factor) + (bottleneck_dim + 1) * hidden_dim
+    count = 0
+    for name, (inputs, outputs) in projection_sizes(hidden_dim, bottleneck_dim, bottleneck, kron_factor).items():
+        experts = num_experts if name in experts_in else 1
+        count += experts * (inputs + 1) * outputs + (experts if tune_expert_scores and experts > 1 else 0)
+    return count
 
 
 def _size_problems(hidden_dim: int, bottleneck_dim: int, kron_factor: int) -> list[str]:
@@ -188,3 +283,15 @@ def _size_problems(hidden_dim: int, bottleneck_dim: int, kron_factor: int) -> li
         near = " or ".join(str(k) for k in (below, below + kron_factor) if k)
         problems.append(f"bottleneck_dim ({bottleneck_dim}) must be divisible by kron_factor ({kron_factor}); try {near}")
     return problems
+
+
+def _expert_problems(bottleneck: Bottleneck, num_experts: int, experts_in: Sequence[str]) -> list[str]:
+    names = PROJECTIONS[bottleneck]
+    unknown = [name for name in experts_in if name not in names]
+    if num_experts < 1:
+        return [f"num_experts is {num_experts}; it must be at least 1"]
+    if unknown:
+        return [f"experts_in names {', '.join(unknown)}; a {bottleneck} bottleneck has {', '.join(names)}"]
+    if num_experts > 1 and not experts_in:
+        return [f"num_experts is {num_experts}, but experts_in names no projection; choose among {', '.join(names)}"]
+    return []

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from adakron.objectives import OutputKind
+
 Batch = dict[str, Tensor]
 Forward = Callable[..., Any]  # the wrapped model: keyword tensors in, a transformers ModelOutput out
 
@@ -75,8 +77,14 @@ class Task(Protocol):
     def collate(self, encoded: EncodedSplit, indices: Sequence[int] | np.ndarray, pad_token_id: int) -> Batch:
         """Padded tensors on the host: input_ids (B, T), attention_mask (B, T), ..., labels (B,) where there are any."""
 
+    @property
+    def output_kind(self) -> OutputKind:
+        """What `loss` returns as outputs. May read the data."""
+
     def loss(self, forward: Forward, batch: Batch) -> tuple[Tensor, Tensor]:
-        """(sum of the loss over the batch's valid targets, in fp32; the outputs, detached). Sums, never means."""
+        """(sum of the loss over the batch's valid targets, in fp32; the outputs at these targets, (targets, ...), with their
+        gradient). Sums, never means.
+        """
 
     def predict(self, forward: Forward, batch: Batch) -> Tensor:
         """What `score` and `write_predictions` need, in fp32, first dimension B, padded to equal width where ragged."""

@@ -18,6 +18,7 @@ from adakron.config import DataConfig, TrainingConfig
 from adakron.data.collation import pad_batch
 from adakron.data.encoding import encode_texts, usable_length
 from adakron.errors import DataError
+from adakron.objectives import OutputKind
 from adakron.tasks.base import Batch, EncodedSplit, Forward
 from adakron.tasks.labels import LabelRule, check_split, label_name
 from adakron.tasks.scoring import TextScore
@@ -78,6 +79,11 @@ class TextClassificationTask:
     def spec(self) -> TextSpec:
         """The task's description. Reads the data where it depends on it."""
         return self._checked()[0]
+
+    @property
+    def output_kind(self) -> OutputKind:
+        """Logits over the classes, or the value of a regression."""
+        return "values" if self.spec.label.problem == "regression" else "logits"
 
     def model_options(self) -> dict[str, Any]:
         """num_labels, id2label, label2id and problem_type for the model's configuration."""
@@ -187,9 +193,9 @@ class TextClassificationTask:
         return batch
 
     def loss(self, forward: Forward, batch: Batch) -> tuple[Tensor, Tensor]:
-        """(sum over the batch of cross-entropy in nats, or of squared errors, fp32 scalar; the logits (B, C), detached)."""
+        """(sum over the batch of cross-entropy in nats, or of squared errors, fp32 scalar; the logits (B, C))."""
         logits = self.predict(forward, batch)
-        return self._loss_sum(logits, batch["labels"], self._label_smoothing), logits.detach()
+        return self._loss_sum(logits, batch["labels"], self._label_smoothing), logits
 
     def predict(self, forward: Forward, batch: Batch) -> Tensor:
         """Logits (B, C) in fp32; C is 1 for regression."""

@@ -82,7 +82,7 @@ def test_configuration_comes_back(tmp_path: Path) -> None:
     info = adapt(model, adapter, seed=0, new_parameters=NewParameters(("bert.pooler.dense.weight",)))
     save(tmp_path, trained(model), info, adapter, extra={"task_name": "mnli", "seed": 3})
     saved = read_adapter_config(tmp_path)
-    assert saved.adapter == adapter and saved.model_options == OPTIONS and saved.extra == {"task_name": "mnli", "seed": 3}
+    assert saved.adapter == adapter.resolved() and saved.model_options == OPTIONS and saved.extra == {"task_name": "mnli", "seed": 3}
     assert saved.sites == ("bert.encoder.layer.1.output.dense",) and saved.head_modules == ("classifier", "bert.pooler")
     assert (saved.base_model, saved.auto_class) == ("some/model", "AutoModelForSequenceClassification")
     fresh = tiny_model("bert")
@@ -158,7 +158,7 @@ def test_unreadable_folders(tmp_path: Path) -> None:
         ("{", "cannot read"),
         ("[]", "must hold a JSON object"),
         (json.dumps(content | {"peft_type": "LORA"}), "peft_type is 'LORA'.*load other adapters with PEFT"),
-        (json.dumps(content | {"format_version": 2}), "format_version is 2, this release reads 1"),
+        (json.dumps(content | {"format_version": 3}), "format_version is 3, this release reads 1 to 2"),
         (json.dumps(without), "auto_class is missing; kron_factor is missing"),
         (json.dumps(content | {"target_modules": "x"}), "target_modules must be a list, got 'x'"),
         (json.dumps(content | {"kron_factor": 5}), r"bottleneck_dim \(12\) must be divisible by kron_factor \(5\)"),

@@ -9,7 +9,7 @@ from adakron.backbone import NewParameters
 from adakron.config import AdapterConfig
 from adakron.errors import ConfigError
 from adakron.models import AdaptedModelInfo, adapt, assert_trainable, parameter_report, trainable_groups
-from adakron.nn import AdaptedLayer, KroneckerAdapter, adapter_parameter_count
+from adakron.nn import AdaptedLayer, BottleneckAdapter, adapter_parameter_count
 from adakron.placement import find_sites
 from tests.helpers.architectures import SIZES, tiny_batch, tiny_model
 
@@ -277,7 +277,11 @@ def test_settings_reach_the_adapters() -> None:
     model = tiny_model("gpt2", auto_class="AutoModelForCausalLM").bfloat16()
     config = AdapterConfig(bottleneck_dim=12, kron_factor=3, factor_order="b_major", activation="silu", init_std=0.5)
     adapter = model.get_submodule(adapt(model, config, seed=0).sites[0]).adakron_adapter
-    assert isinstance(adapter, KroneckerAdapter)
-    assert (adapter.factor_widths, adapter.factor_order, adapter.activation) == ((3, 4), "b_major", "silu")
+    assert isinstance(adapter, BottleneckAdapter)
+    assert ((adapter.down_a.out_features, adapter.down_b.out_features), adapter.factor_order, adapter.activation) == (
+        (3, 4),
+        "b_major",
+        "silu",
+    )
     assert adapter.up.weight.dtype == torch.bfloat16 and adapter.up.weight.std().item() == pytest.approx(0.5, rel=0.2)
     assert model(**tiny_batch()).logits.isfinite().all()

@@ -64,7 +64,19 @@ def test_launcher_flags_are_accepted():
         ("--max_steps 0", "max_steps is 0"),
         ("--learning_rate nan", "learning_rate is nan"),
         ("--load_best_model_at_end --eval_strategy no", "--eval_strategy"),
-        ("--num_experts 2", "mixtures of experts"),
+        ("--num_experts 0", "num_experts is 0"),
+        ("--method lora --num_experts 2", "num_experts is 2, but method lora has no adapters"),
+        ("--method Lora!", "method is 'Lora!'"),
+        ("--inference_level 0", "inference_level is 0, but there is one expert"),
+        ("--inference_level 4 --num_experts 2", "inference_level"),
+        ("--tune_expert_scores", "there is one expert, so it would do nothing"),
+        ("--merge_experts", "there is one expert, so it would do nothing"),
+        ("--method madakron --experts_in down", "experts_in names down; madakron has down_a, down_b, up"),
+        ("--num_experts 2 --experts_in=", "no projection has experts"),
+        ("--method head --layers 1", "layers places adapters, and method head has none"),
+        ("--method pfeiffer --num_experts 2", "no projection has experts; name some of down, up"),
+        ("--method_config x.json", "method_config belongs to methods of PEFT's"),
+        ("--position both --target_modules x", "position says nothing"),
         ("stray", "unexpected argument 'stray'"),
         ("--config nowhere.yaml", "nowhere.yaml"),
     ],
@@ -88,7 +100,6 @@ def test_problems_of_several_groups_are_reported_together():
         ("- a\n- b", "must hold `key: value` lines"),
         ("a: b: c", "not valid YAML"),
         ("seed: 1\nseed: 2", "seed appears twice"),
-        ("num_experts: 2", "mixtures of experts"),
         ("local_rank: 0", "unknown key"),
         ("lr_scheduler_type: quadratic", "recipe.yaml.*quadratic"),
         ("seed: yes", "recipe.yaml.*seed"),
@@ -112,3 +123,23 @@ def test_a_recipe_may_use_the_other_names_of_a_flag(tmp_path):
 def test_python_values_of_the_wrong_type_are_refused(value):
     with pytest.raises(ConfigError, match=r"bottleneck_dim is .*; it must be int"):
         AdapterConfig(bottleneck_dim=value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("", (1, "", "gelu", "ffn")),
+        ("--num_experts 2", (2, "down_a,down_b", "gelu", "ffn")),
+        ("--method madakron", (4, "down_a,down_b", "gelu", "ffn")),
+        ("--method madakron_partial --num_experts 8", (8, "down_a", "gelu", "ffn")),
+        ("--method madakron --num_experts 1", (1, "", "gelu", "ffn")),
+        ("--method adamix", (4, "down", "gelu", "ffn")),
+        ("--method pfeiffer", (1, "", "relu", "ffn")),
+        ("--method houlsby --activation gelu", (1, "", "gelu", "both")),
+        ("--target_modules x", (1, "", "gelu", None)),
+        ("--method full", (None, None, None, None)),
+    ],
+)
+def test_a_method_fills_in_what_is_left_open(arguments, expected):
+    adapter = parse_train(shlex.split(arguments)).adapter
+    assert (adapter.num_experts, adapter.experts_in, adapter.activation, adapter.position) == expected

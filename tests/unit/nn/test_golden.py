@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from adakron.nn import KroneckerAdapter
+from adakron.nn import BottleneckAdapter
 from tests.helpers.shared import shared_golden
 
 NLU = {"MoA_A2": "down_a", "MoA_A1": "down_b", "MoA_B": "up"}
@@ -23,7 +23,7 @@ def test_equals_the_published_code(file: str, names: dict[str, str], order: str)
     golden = load_file(shared_golden(file))
     ours = {f"{name}.deepspeed_experts.0.{kind}": f"{layer}.{kind}" for name, layer in names.items() for kind in ("weight", "bias")}
     hidden_dim, bottleneck_dim = golden["param.MoA_B.deepspeed_experts.0.weight"].shape
-    adapter = KroneckerAdapter(hidden_dim, bottleneck_dim, factor_order=order, dtype=torch.float64)  # type: ignore[arg-type]
+    adapter = BottleneckAdapter(hidden_dim, bottleneck_dim, factor_order=order, dtype=torch.float64)  # type: ignore[arg-type]
     adapter.load_state_dict({own: golden[f"param.{name}"] for name, own in ours.items()})
 
     x = golden["x"].requires_grad_()
@@ -44,7 +44,7 @@ def test_equals_the_published_code(file: str, names: dict[str, str], order: str)
 
 def test_the_other_order_would_not_pass() -> None:
     golden = load_file(shared_golden("nlu_d32_r16.safetensors"))
-    adapter = KroneckerAdapter(32, 16, factor_order="b_major", dtype=torch.float64)
+    adapter = BottleneckAdapter(32, 16, factor_order="b_major", dtype=torch.float64)
     for name, layer in NLU.items():
         for kind in ("weight", "bias"):
             getattr(adapter.get_submodule(layer), kind).data = golden[f"param.{name}.deepspeed_experts.0.{kind}"]

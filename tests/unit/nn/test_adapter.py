@@ -4,7 +4,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from adakron.errors import ConfigError
-from adakron.nn import ACTIVATIONS, AdaptedLayer, KroneckerAdapter, adapter_parameter_count, layer_width
+from adakron.nn import ACTIVATIONS, AdaptedLayer, BottleneckAdapter, adapter_parameter_count, layer_width
 
 
 @pytest.mark.parametrize("kron_factor", [1, 2, 3, 6, 12])
@@ -12,7 +12,7 @@ from adakron.nn import ACTIVATIONS, AdaptedLayer, KroneckerAdapter, adapter_para
 @pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "relu", "silu"])
 def test_any_factor_that_divides(kron_factor: int, order: str, activation: str) -> None:
     # The equation with torch.kron and unfused projections, token by token.
-    adapter = KroneckerAdapter(10, 12, kron_factor=kron_factor, factor_order=order, activation=activation, dtype=torch.float64)  # type: ignore[arg-type]
+    adapter = BottleneckAdapter(10, 12, kron_factor=kron_factor, factor_order=order, activation=activation, dtype=torch.float64)  # type: ignore[arg-type]
     with torch.no_grad():
         for parameter in adapter.parameters():
             parameter.normal_()
@@ -29,9 +29,9 @@ def test_any_factor_that_divides(kron_factor: int, order: str, activation: str) 
 
 def test_initialisation_is_small_and_owns_its_randomness() -> None:
     state = torch.get_rng_state()
-    first = KroneckerAdapter(768, 48, generator=torch.Generator().manual_seed(7))
-    again = KroneckerAdapter(768, 48, generator=torch.Generator().manual_seed(7))
-    half = KroneckerAdapter(768, 48, dtype=torch.bfloat16, generator=torch.Generator().manual_seed(7))
+    first = BottleneckAdapter(768, 48, generator=torch.Generator().manual_seed(7))
+    again = BottleneckAdapter(768, 48, generator=torch.Generator().manual_seed(7))
+    half = BottleneckAdapter(768, 48, dtype=torch.bfloat16, generator=torch.Generator().manual_seed(7))
     assert torch.equal(torch.get_rng_state(), state)
     for name, parameter in first.named_parameters():
         assert torch.equal(parameter, again.get_parameter(name))
@@ -47,7 +47,7 @@ def test_initialisation_is_small_and_owns_its_randomness() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_identity_is_bit_exact(dtype: torch.dtype) -> None:
-    adapter = KroneckerAdapter(32, 16, init="identity", dtype=dtype)
+    adapter = BottleneckAdapter(32, 16, init="identity", dtype=dtype)
     x = torch.randn(4, 5, 32).to(dtype)
     assert torch.equal(adapter(x), x)
     adapter(x).float().square().sum().backward()
@@ -56,17 +56,17 @@ def test_identity_is_bit_exact(dtype: torch.dtype) -> None:
 
 
 def test_sizes_survive_partitioned_weights() -> None:
-    adapter = KroneckerAdapter(32, 16)
+    adapter = BottleneckAdapter(32, 16)
     layer = AdaptedLayer(nn.Linear(8, 32), adapter)
     for parameter in layer.parameters():
         parameter.data = torch.empty(0)  # what ZeRO stage 3 leaves outside a forward pass
-    assert (layer.in_features, layer.out_features, adapter.factor_widths) == (8, 32, (4, 4))
+    assert (layer.in_features, layer.out_features, (adapter.down_a.out_features, adapter.down_b.out_features)) == (8, 32, (4, 4))
     assert "bottleneck_dim=4*4" in repr(adapter)
 
 
 def test_adapted_layer_passes_through_and_can_be_disabled() -> None:
     base = nn.Linear(6, 8)
-    layer = AdaptedLayer(base, KroneckerAdapter(8, 4, kron_factor=2))
+    layer = AdaptedLayer(base, BottleneckAdapter(8, 4, kron_factor=2))
     x = torch.randn(3, 6)
     assert torch.equal(layer(x), layer.adakron_adapter(base(x)))
     assert not torch.equal(layer(x), base(x))
@@ -85,11 +85,11 @@ def test_layer_width() -> None:
 
 def test_wrong_sizes_are_named() -> None:
     with pytest.raises(ConfigError, match=r"bottleneck_dim \(50\) must be divisible by kron_factor \(4\); try 48 or 52"):
-        KroneckerAdapter(32, 50)
+        BottleneckAdapter(32, 50)
     with pytest.raises(ConfigError, match=r"try 4$"):
         adapter_parameter_count(32, 2)
     with pytest.raises(ConfigError) as caught:
-        KroneckerAdapter(0, 8, kron_factor=0, factor_order="up", activation="tanh", init="zero", init_std=-1.0)  # type: ignore[arg-type]
+        BottleneckAdapter(0, 8, kron_factor=0, factor_order="up", activation="tanh", init="zero", init_std=-1.0)  # type: ignore[arg-type]
     assert [problem.split()[0] for problem in caught.value.problems] == [
         "hidden_dim", "kron_factor", "factor_order", "activation", "init", "init_std",
     ]  # fmt: skip

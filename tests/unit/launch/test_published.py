@@ -1,0 +1,47 @@
+"""The published scripts' flags for mixtures, in the README's and in AdaMix's meaning."""
+
+import shlex
+
+import pytest
+
+from adakron.errors import ConfigError
+from launch.arguments import parse_train
+
+
+@pytest.mark.parametrize(
+    ("arguments", "experts", "projections"),
+    [
+        ("--apply_expert_soup --num_experts 2 --inference_level 3 --sharing_down 0 --sharing_up 1", 2, ("down_a", "down_b")),
+        ("--num_experts 2 --sharing_up false --sharing_down 4", 2, ("down_a",)),
+        ("--num_experts 2 --sharing_down 2 --kron_factor 2", 2, ("down_a", "down_b")),
+        ("--method adamix --sharing_up 1", 4, ("down",)),
+        ("--method adamix --sharing_up 0 --sharing_down 0", 4, ("down", "up")),
+        ("--method adamix --sharing_up 0 --sharing_down 1", 4, ("up",)),
+    ],
+)
+def test_sharing_flags_place_experts(arguments, experts, projections):
+    adapter = parse_train(shlex.split(arguments)).adapter
+    assert (adapter.num_experts, adapter.expert_projections) == (experts, projections)
+
+
+@pytest.mark.parametrize(("flag", "weight"), [("0", 0.0), ("1", 1.0)])
+def test_the_consistency_switch_is_a_weight(flag, weight):
+    assert parse_train(["--use_consistency_loss", flag]).training.consistency_weight == weight
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("--sharing_up true", "--sharing_up places experts, but there is one"),
+        ("--num_experts 2 --sharing_down 1", r"--sharing_down is 1; .* kron_factor, which is 4"),
+        ("--num_experts 2 --sharing_up 1 --experts_in up", "both place the experts"),
+        ("--method madakron --sharing_up 0", "--method is madakron; drop them"),
+        ("--method adamix --sharing_down 4", "must be 1"),
+        ("--method adamix --sharing_down 1 --sharing_up 1", "no projection has experts"),
+        ("--use_consistency_loss 1 --consistency_weight 2", "contradicts"),
+        ("--method lora --apply_expert_soup", "--apply_expert_soup means a method with adapters"),
+    ],
+)
+def test_contradictions_are_named(arguments, said):
+    with pytest.raises(ConfigError, match=said):
+        parse_train(shlex.split(arguments))
