@@ -10,7 +10,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -76,12 +76,15 @@ class Problem:
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     max_grad_norm: float = 0.5
     steps: int = 6
+    adapter: Mapping[str, Any] = field(default_factory=dict)
+    consistency: float = 0.0
 
     def training(self, micro_batch: int = 1, accumulation: int = 1) -> TrainingConfig:
         return TrainingConfig(
             per_device_train_batch_size=micro_batch, gradient_accumulation_steps=accumulation, max_steps=self.steps, learning_rate=1e-2,
             weight_decay=0.1, adam_beta1=0.8, adam_beta2=0.95, adam_epsilon=1e-6, lr_scheduler_type=self.schedule, warmup_steps=2,
             max_grad_norm=self.max_grad_norm, seed=SEED, logging_steps=1, eval_strategy="no", save_strategy="no", disable_tqdm=True,
+            consistency_weight=self.consistency,
         )  # fmt: skip
 
 
@@ -89,8 +92,17 @@ PROBLEMS = {
     "classification": Problem(examples=21, global_batch=8),
     "regression": Problem(examples=17, global_batch=6, label="score", regression=True, schedule="cosine"),
     "counted": Problem(examples=19, global_batch=8, task=CountedTask, schedule="constant"),
+    "mixture": Problem(
+        examples=21, global_batch=8, consistency=1.0,
+        adapter={"method": "madakron", "num_experts": 3, "experts_in": "down_a,down_b,up", "expert_scores": "random"},
+    ),
+    "plain mixture": Problem(
+        examples=17, global_batch=6, label="score", regression=True, consistency=0.5, adapter={"method": "adamix", "num_experts": 2},
+    ),
+    "tuned scores": Problem(examples=21, global_batch=8, adapter={"method": "madakron", "tune_expert_scores": True}),
+    "everything": Problem(examples=21, global_batch=8, adapter={"method": "full"}),
     "unclipped": Problem(examples=17, global_batch=6, label="score", regression=True, max_grad_norm=0.0),
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +153,8 @@ def prepare(folder: Path, name: str) -> tuple[TextTask, EncodedSplit, PreTrained
     for parameter in base.model.parameters():
         if parameter.dim() == 2:
             parameter.data *= WEIGHT_SCALE
-    models.adapt(base.model, AdapterConfig(bottleneck_dim=8, init_std=0.2), seed=SEED, new_parameters=base.new_parameters)
+    adapter = AdapterConfig(bottleneck_dim=8, init_std=0.2, **problem.adapter)
+    models.adapt(base.model, adapter, seed=SEED, new_parameters=base.new_parameters)
     return task, task.encode("train", base.tokenizer), base.model
 
 
@@ -168,6 +181,7 @@ def train_case(folder: Path, case: Case, world: World, device: torch.device) -> 
     )
     assert values.global_batch == problem.global_batch
     build = FaultyEngine if case.faulty else TrainingEngine
+    router = models.route_experts(model, SEED)
     engine = build(
         model, models.trainable_groups(model, training.weight_decay), ds_config.resolve(source, values), training,
         total_steps=problem.steps, device=device,
@@ -184,6 +198,7 @@ def train_case(folder: Path, case: Case, world: World, device: torch.device) -> 
     trainer = Trainer(
         engine, task, sampler, encoded, {}, training, evaluator=Evaluator(task, batch_size=8, pad_token_id=PAD, device=device),
         recorder=MetricRecorder([kept]), pad_token_id=PAD, save_checkpoint=lambda *_: None,
+        before_pass=router.training_pass if router else None,
     )  # fmt: skip
     tensors = {name: tensor.tolist() for name, tensor in trainer.run().tensors.items()}
     return {

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
+from adakron import models
 from adakron.data.sampler import GlobalBatchSampler, epoch_order
 from tests.helpers.engine_worker import PROBLEMS, SEED, Case, prepare, write_inputs
 from tests.helpers.launch import deepspeed
@@ -28,6 +29,9 @@ pytestmark = pytest.mark.launcher
 # losses 2.7e-7, gradient norms 7.0e-7, change of a tensor 8.7e-6 in fp32; 4.1e-3, 1.9e-2, 6.3e-2 in bf16, whose numbers are
 # spaced 7.8e-3 apart.
 FP32 = {"loss": 1e-6, "grad_norm": 2e-6, "change": 3e-5}
+# An expert that a step does not draw has a zero gradient there, and moves by Adam's memory alone; where a tensor has many
+# entries with gradients near epsilon, rounding shows more. Measured up to 9.0e-5.
+LOOSER = {problem: FP32 | {"change": 3e-4} for problem in ("mixture", "plain mixture", "tuned scores", "everything")}
 BF16 = {"loss": 1e-2, "grad_norm": 5e-2, "change": 2e-1}
 
 ALL_STAGES = ("zero0_fp32", "zero1", "zero2_fp32", "zero3")
@@ -49,10 +53,16 @@ CORRECT = [
     *cases("counted", ALL_STAGES, [(1, 4, 2), (1, 1, 8), (2, 2, 2), (2, 1, 4)]),
     *cases("regression", TWO_STAGES, [(1, 6, 1), (1, 2, 3), (2, 3, 1), (2, 1, 3)]),
     *cases("unclipped", TWO_STAGES, [(1, 3, 2), (2, 3, 1)]),
+    # A micro-batch draws its experts by its number in the step, so only these layouts draw the same.
+    *cases("mixture", ALL_STAGES, [(1, 8, 1), (2, 4, 1)]),
+    *cases("plain mixture", TWO_STAGES, [(1, 6, 1), (2, 3, 1)]),
+    *cases("tuned scores", ("zero2_fp32", "zero3"), [(1, 4, 2), (2, 2, 2)]),
+    *cases("everything", ("zero2_fp32", "zero3"), [(2, 2, 2)]),
 ]
 SIXTEEN_BIT = [
     *cases("classification", ("zero1", "zero2", "zero3"), [(2, 2, 2)], bf16=True),
     *cases("regression", ("zero2",), [(2, 1, 3)], bf16=True),
+    *cases("mixture", ("zero2", "zero3"), [(2, 4, 1)], bf16=True),
 ]
 FAULTY = dataclasses.replace(cases("classification", ("zero2_fp32",), [(2, 2, 2)])[0], faulty=True)
 
@@ -81,6 +91,8 @@ def deviation(found: Outcome, expected: Outcome) -> dict[str, float]:
         "change": max(
             float((found.tensors[name] - tensor).norm() / (tensor - expected.start[name]).norm())
             for name, tensor in expected.tensors.items()
+            # A softmax ignores what is added to all its arguments, so this gradient is rounding alone, and Adam divides by its size.
+            if not name.endswith("key.bias")
         ),
     }
 
@@ -100,11 +112,11 @@ def plain_loop(folder: Path, name: str, *, mean_of_means: int | None = None) -> 
     problem = PROBLEMS[name]
     training = problem.training()
     _, encoded, model = prepare(folder, name)
+    model.train()  # the backbone has no dropout; mixtures draw experts
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    groups = [
-        {"params": [p for p in trained.values() if p.dim() == 2], "weight_decay": training.weight_decay},
-        {"params": [p for p in trained.values() if p.dim() == 1], "weight_decay": 0.0},
-    ]
+    biases_and_norms = [p for name, p in trained.items() if p.dim() == 1 or name.endswith("bias")]
+    others = [p for name, p in trained.items() if p.dim() > 1 and not name.endswith("bias")]
+    groups = [{"params": others, "weight_decay": training.weight_decay}, {"params": biases_and_norms, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(
         groups, lr=training.learning_rate, betas=(training.adam_beta1, training.adam_beta2), eps=training.adam_epsilon
     )
@@ -115,7 +127,29 @@ def plain_loop(folder: Path, name: str, *, mean_of_means: int | None = None) -> 
     }
     scheduler = schedulers[problem.schedule]()
 
-    def mean_loss(rows: np.ndarray) -> Tensor:
+    router = models.route_experts(model, SEED)
+    disagreements: list[float] = []
+
+    def mean_loss(rows: np.ndarray, step: int) -> tuple[Tensor, Tensor]:
+        loss, outputs = one_pass(rows, (step, 0, 0))
+        if not problem.consistency:
+            return loss, loss.detach()
+        _, again = one_pass(rows, (step, 0, 1))
+        if problem.regression:
+            # Half of each square holds the other pass constant: in value the mean square, with half of its gradient from each.
+            differences = (outputs - again.detach()).square() + (again - outputs.detach()).square()
+            disagreement = differences.mean() / 2
+        else:
+            p, q = outputs.softmax(-1), again.softmax(-1)
+            to_first = (q.detach() * (q.detach().log() - p.log())).sum(-1)
+            to_second = (p.detach() * (p.detach().log() - q.log())).sum(-1)
+            disagreement = (to_first + to_second).mean() / 2
+        disagreements.append(float(disagreement.detach()))
+        return loss + problem.consistency * disagreement, loss.detach()
+
+    def one_pass(rows: np.ndarray, position: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
+        if router is not None:
+            router.training_pass(*position)
         tokens = torch.zeros(len(rows), 16, dtype=torch.int64)  # the longest input, so another padding than the engine's batches
         mask = torch.zeros_like(tokens)
         for line, row in enumerate(rows):
@@ -125,10 +159,10 @@ def plain_loop(folder: Path, name: str, *, mean_of_means: int | None = None) -> 
         assert encoded.labels is not None
         labels = torch.from_numpy(encoded.labels[rows])
         if problem.regression:
-            return F.mse_loss(logits[:, 0], labels)
+            return F.mse_loss(logits[:, 0], labels), logits
         if name == "counted":
-            return torch.dot(F.cross_entropy(logits, labels, reduction="none"), (labels / labels.sum()).to(logits.dtype))
-        return F.cross_entropy(logits, labels)
+            return torch.dot(F.cross_entropy(logits, labels, reduction="none"), (labels / labels.sum()).to(logits.dtype)), logits
+        return F.cross_entropy(logits, labels), logits
 
     outcome = Outcome([], [], [], {}, start={name: p.detach().clone() for name, p in trained.items()})
     for epoch in range(2):
@@ -136,15 +170,17 @@ def plain_loop(folder: Path, name: str, *, mean_of_means: int | None = None) -> 
         for start in range(0, problem.examples, problem.global_batch):
             rows = order[start : start + problem.global_batch]
             parts = [rows] if mean_of_means is None else [rows[at : at + mean_of_means] for at in range(0, len(rows), mean_of_means)]
-            loss = torch.stack([mean_loss(part) for part in parts]).mean()
-            loss.backward()
+            means = [mean_loss(part, len(outcome.losses)) for part in parts]
+            torch.stack([total for total, _ in means]).mean().backward()
+            loss = torch.stack([task_loss for _, task_loss in means]).mean()
             norm = torch.nn.utils.clip_grad_norm_(trained.values(), training.max_grad_norm or float("inf"))
-            outcome.losses.append(float(loss.detach()))
+            outcome.losses.append(float(loss))
             outcome.grad_norms.append(float(norm))
             outcome.learning_rates.append(float(scheduler.get_last_lr()[0]))
             optimizer.step()
             scheduler.step()
             optimizer.zero_grad()
+    assert not problem.consistency or sum(value > 1e-3 for value in disagreements) > 3, f"the passes agree: {disagreements}"
     outcome.tensors.update({name: p.detach().clone() for name, p in trained.items()})
     return outcome
 
@@ -216,12 +252,12 @@ def test_the_problems_can_tell_right_from_wrong(folder: Path, plain: dict[str, O
 
 @named([case for case in CORRECT if case.ranks == 1])
 def test_one_rank_trains_as_plain_pytorch(case: Case, one_rank: dict[str, Outcome], plain: dict[str, Outcome]) -> None:
-    assert_same(one_rank[case.name], plain[case.problem], FP32)
+    assert_same(one_rank[case.name], plain[case.problem], LOOSER.get(case.problem, FP32))
 
 
 @named([case for case in CORRECT if case.ranks == 2])
 def test_two_ranks_train_as_plain_pytorch(case: Case, two_ranks: dict[str, Outcome], plain: dict[str, Outcome]) -> None:
-    assert_same(two_ranks[case.name], plain[case.problem], FP32)
+    assert_same(two_ranks[case.name], plain[case.problem], LOOSER.get(case.problem, FP32))
     assert two_ranks[case.name].ranks_agree
 
 
