@@ -196,7 +196,7 @@ def checkpoint_activations(model: PreTrainedModel, router: Router | None) -> Non
     options: dict[str, Any] = {"use_reentrant": False}
     if router is not None:
         options["context_fn"] = router.checkpoint_contexts
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+    model.activation_checkpointing_enable(options)
 
 
 def adapter_buffers(model: nn.Module, info: AdaptedModelInfo) -> dict[str, Tensor]:

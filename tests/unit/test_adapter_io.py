@@ -14,7 +14,7 @@ from adakron.adapter_io import load_adapter, read_adapter_config, read_adapter_t
 from adakron.backbone import NewParameters
 from adakron.config import AdapterConfig
 from adakron.errors import CheckpointError
-from adakron.models import AdaptedModelInfo, adapt
+from adakron.models import AdaptedModelInfo, adapt, adapter_buffers
 from tests.helpers.architectures import SIZES, tiny_batch, tiny_model
 
 CONFIG = AdapterConfig(bottleneck_dim=12, kron_factor=3, factor_order="b_major", activation="relu", init_std=0.3)
@@ -37,19 +37,19 @@ def make(folder: Path, model_type: str = "bert", adapter: AdapterConfig = CONFIG
     with torch.no_grad():
         for parameter in trained(model).values():
             parameter.add_(torch.randn_like(parameter))
-    save(folder, trained(model), info, adapter)
+    save(folder, trained(model) | adapter_buffers(model, info), info, adapter)
     return model
 
 
 @pytest.mark.parametrize("model_type", SIZES)
-@pytest.mark.parametrize("method", ["adakron", "head"])
+@pytest.mark.parametrize("method", ["adakron", "head", "madakron", "adamix", "houlsby", "full"])
 def test_roundtrip_is_bit_equal(model_type: str, method: str, tmp_path: Path) -> None:
     adapter = AdapterConfig(**(CONFIG.to_dict() | {"method": method}))
     model = make(tmp_path, model_type, adapter)
     fresh = tiny_model(model_type)
     before = fresh(**tiny_batch()).logits
     info = load_adapter(fresh, tmp_path)
-    assert trained(fresh).keys() == trained(model).keys() and bool(info.sites) == (method == "adakron")
+    assert trained(fresh).keys() == trained(model).keys() and bool(info.sites) == adapter.has_adapters
     for name, parameter in trained(model).items():
         assert torch.equal(fresh.get_parameter(name), parameter), name
     logits = fresh(**tiny_batch()).logits

@@ -8,7 +8,18 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 from adakron.backbone import NewParameters
 from adakron.config import AdapterConfig
 from adakron.errors import ConfigError
-from adakron.models import AdaptedModelInfo, adapt, assert_trainable, parameter_report, trainable_groups
+from adakron.models import (
+    AdaptedModelInfo,
+    adapt,
+    adapter_buffers,
+    assert_trainable,
+    checkpoint_activations,
+    expected_adapter_parameters,
+    is_random_in_training,
+    parameter_report,
+    route_experts,
+    trainable_groups,
+)
 from adakron.nn import AdaptedLayer, BottleneckAdapter, adapter_parameter_count
 from adakron.placement import find_sites
 from tests.helpers.architectures import SIZES, tiny_batch, tiny_model
@@ -99,6 +110,120 @@ def test_head_alone() -> None:
     assert_trainable(model, info)
     assert torch.equal(logits(model), logits(tiny_model("roberta")))
     assert parameter_report(model, info).adapter == 0
+
+
+@pytest.mark.parametrize("method", ["madakron", "madakron_partial", "adamix", "pfeiffer", "houlsby"])
+@pytest.mark.parametrize("tuned", [False, True])
+def test_methods_with_adapters_train_exactly_them_and_the_head(method: str, tuned: bool) -> None:
+    has_experts = method in ("madakron", "madakron_partial", "adamix")
+    if tuned and not has_experts:
+        pytest.skip("no experts, no scores")
+    model = tiny_model("bert")
+    config = AdapterConfig(method=method, bottleneck_dim=8, init_std=0.5, tune_expert_scores=tuned).resolved()
+    info = adapt(model, config, seed=1)
+    assert_trainable(model, info)
+    report = parameter_report(model, info)
+    assert report.adapter == sum(expected_adapter_parameters(32, config) for _ in info.sites)
+    assert report.total == sum(parameter.numel() for parameter in model.parameters())
+    assert len(adapter_buffers(model, info)) == (0 if tuned or not has_experts else len(info.sites) * len(config.expert_projections))
+    model.train()
+    logits(model).square().sum().backward()
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+
+
+def test_experts_are_drawn_only_where_there_are_some() -> None:
+    model = tiny_model("bert")
+    adapt(model, CONFIG, seed=1)
+    assert route_experts(model, 5) is None
+    model = tiny_model("bert")
+    adapt(model, AdapterConfig(method="madakron", bottleneck_dim=8, init_std=1.0), seed=1)
+    model.train()
+    router = route_experts(model, 5)
+    assert router is not None
+
+    def passes(pass_index: int) -> torch.Tensor:
+        router.training_pass(0, 0, pass_index)
+        return logits(model)
+
+    model.config.hidden_dropout_prob = 0.0
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    assert torch.equal(passes(0), passes(0))
+    assert not torch.equal(passes(0), passes(1))
+    layers = [module for module in model.modules() if isinstance(module, BottleneckAdapter)]
+    assert [layer.site for layer in layers] == [0, 1]
+
+
+def test_two_passes_differ_through_dropout_or_experts_only() -> None:
+    quiet = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "classifier_dropout": 0.0}
+
+    def is_random(options: dict[str, Any], **adapter: Any) -> bool:
+        model = tiny_model("bert", **options)
+        adapt(model, AdapterConfig(bottleneck_dim=8, **adapter), seed=0)
+        return is_random_in_training(model)
+
+    assert is_random({}) and not is_random(quiet)
+    assert is_random(quiet | {"attention_probs_dropout_prob": 0.1})  # attention reads it from the configuration
+    assert is_random(quiet, method="madakron") and not is_random(quiet, method="madakron", tune_expert_scores=True)
+
+
+def test_bitfit_trains_biases_and_full_trains_everything() -> None:
+    model = tiny_model("deberta")
+    info = adapt(model, AdapterConfig(method="bitfit"), seed=0)
+    assert_trainable(model, info)
+    for name, parameter in model.named_parameters():
+        assert parameter.requires_grad == (name.endswith("bias") or name.startswith(("pooler.", "classifier."))), name
+    assert any(name.endswith(("q_bias", "v_bias")) for name in info.tuned_parameters)
+    report = parameter_report(model, info)
+    assert report.adapter == 0 and 0 < report.tuned < report.backbone
+    assert report.percent == pytest.approx(100 * report.tuned / report.backbone)
+
+    model = tiny_model("gpt2")
+    info = adapt(model, AdapterConfig(method="full"), seed=0, new_parameters=NewParameters(missing=("score.weight",)))
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    report = parameter_report(model, info)
+    assert report.tuned == report.backbone and report.trainable_percent == 100.0
+    # What is missing from the checkpoint need not lie in the head where everything trains.
+    adapt(tiny_model("bert"), AdapterConfig(method="full", head_modules="classifier"), seed=0, new_parameters=NewParameters(POOLER))
+
+
+def test_bitfit_needs_biases() -> None:
+    model = tiny_model("bert")
+    for module in list(model.bert.modules()):
+        for name, _ in list(module.named_parameters(recurse=False)):
+            if name == "bias":
+                module.register_parameter(name, None)
+    with pytest.raises(ConfigError, match="method bitfit trains biases, and BertForSequenceClassification has none"):
+        adapt(model, AdapterConfig(method="bitfit"), seed=0)
+
+
+def test_methods_of_peft_are_attached_elsewhere() -> None:
+    with pytest.raises(ConfigError, match=r"method 'lora' is none of adakron, .*adakron\.peft"):
+        adapt(tiny_model("bert"), AdapterConfig(method="lora"), seed=0)
+
+
+def test_checkpointed_activations_give_the_same_gradients_with_experts_and_two_passes() -> None:
+    def gradients(checkpointed: bool) -> dict[str, torch.Tensor]:
+        model = tiny_model("bert", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+        adapt(model, AdapterConfig(method="madakron", bottleneck_dim=8, init_std=0.5), seed=1)
+        router = route_experts(model, 5)
+        assert router is not None
+        if checkpointed:
+            checkpoint_activations(model, router)
+        model.train()
+        total = torch.zeros(())
+        for pass_index in (0, 1):
+            router.training_pass(3, 0, pass_index)
+            total = total + (1 + pass_index) * logits(model).square().sum()
+        total.backward()
+        return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+    plain, again = gradients(False), gradients(True)
+    assert plain.keys() == again.keys()
+    for name, gradient in plain.items():
+        torch.testing.assert_close(again[name], gradient, msg=name)
 
 
 def test_a_pooler_that_is_new_is_trained() -> None:

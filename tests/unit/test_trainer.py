@@ -65,6 +65,7 @@ class CountingTask:
     """Every example's loss is `loss_value`; the scores of successive evaluations are given."""
 
     metric_for_best = "accuracy"
+    output_kind = "values"
 
     def __init__(self, scores: tuple[float, ...] = (0.5,) * 99, loss_value: float = 2.0):
         self.scores = iter(scores)
@@ -94,12 +95,12 @@ def encoded(examples: int = EXAMPLES) -> EncodedSplit:
     )
 
 
-def build(training: TrainingConfig, engine: CountingEngine, task: CountingTask, saved: list[int]) -> Trainer:
+def build(training: TrainingConfig, engine: CountingEngine, task: CountingTask, saved: list[int], **options: Any) -> Trainer:
     sampler = GlobalBatchSampler(encoded().lengths, micro_batch=training.per_device_train_batch_size)
     evaluator = Evaluator(task, batch_size=4, pad_token_id=0, device=engine.device)  # type: ignore[arg-type]
     return Trainer(
         engine, task, sampler, encoded(), {"validation": encoded(5)}, training, evaluator=evaluator, recorder=MetricRecorder(),  # type: ignore[arg-type]
-        pad_token_id=0, save_checkpoint=lambda step, tensors, state: saved.append(step),
+        pad_token_id=0, save_checkpoint=lambda step, tensors, state: saved.append(step), **options,
     )  # fmt: skip
 
 
@@ -163,6 +164,34 @@ def test_evaluation_and_what_follows_run_without_dropout():
     trainer.evaluate()
     assert not any(engine.modes)
     assert not engine.training
+
+
+def test_every_forward_pass_is_announced():
+    announced: list[tuple[int, int, int]] = []
+    training = settings(max_steps=2, gradient_accumulation_steps=1, eval_strategy="no", save_strategy="no", consistency_weight=0.5)
+    engine = CountingEngine(overflows=(2,))
+    trainer = build(training, engine, CountingTask(), [], before_pass=lambda *position: announced.append(position))
+    trainer.run()
+    # A step that overflowed is not counted, so its successor draws what it drew.
+    assert announced == [(0, 0, 0), (0, 0, 1), (1, 0, 0), (1, 0, 1), (1, 0, 0), (1, 0, 1)]
+    assert len(engine.modes) == 6
+
+
+def test_a_consistency_loss_is_weighed_and_reported_beside_the_loss():
+    class Noisy(CountingTask):
+        def loss(self, forward, batch):
+            loss, logits = super().loss(forward, batch)
+            self.loss_value += 1.0
+            return loss, logits + self.loss_value
+
+    losses: list[float] = []
+    engine = CountingEngine()
+    engine.backward = lambda loss_sum, targets: losses.append(float(loss_sum))  # type: ignore[method-assign]
+    training = settings(max_steps=1, eval_strategy="no", save_strategy="no", consistency_weight=0.25)
+    result = build(training, engine, Noisy(), []).run()
+    # Four examples of loss 2 each, whose two outputs lie 1 apart.
+    assert losses == [4 * 2.0 + 0.25 * 4 * 1.0]
+    assert (result.loss, result.state.log_history[0]["consistency"]) == (2.0, 1.0)
 
 
 def test_a_loss_that_is_no_number_ends_the_run():
