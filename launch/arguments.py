@@ -11,7 +11,7 @@ from transformers import HfArgumentParser
 
 from adakron.config import AdapterConfig, DataConfig, ModelConfig, RunConfig, TrainingConfig
 from adakron.errors import ConfigError
-from launch.published import add_published_flags, translate
+from launch.published import ELSEWHERE, add_published_flags, translate
 
 GROUPS = (ModelConfig, AdapterConfig, DataConfig, TrainingConfig)
 DEFAULT_DEEPSPEED = Path(__file__).resolve().parent.parent / "ds_configs" / "zero2.json"
@@ -45,6 +45,8 @@ class Parser(HfArgumentParser):
 
     def _unknown(self, token: str) -> str:
         flag = token.split("=")[0]
+        if flag in ELSEWHERE:
+            return f"{flag} is a flag of the published scripts; {ELSEWHERE[flag]} (docs/migration.md)"
         known = [option for action in self._actions for option in action.option_strings]
         near = difflib.get_close_matches(flag, known, n=2)
         return f"unknown flag {flag}" + (f"; did you mean {' or '.join(near)}?" if near else "; --help lists every flag")

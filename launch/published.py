@@ -7,6 +7,38 @@ from typing import Any
 from adakron.errors import ConfigError
 from adakron.methods import METHODS
 
+ELSEWHERE = {
+    "--apply_adapter": "use --method houlsby or pfeiffer",
+    "--adapter_type": "use --method houlsby or pfeiffer",
+    "--apply_lora": "use --method lora",
+    "--lora_r": """use --method lora --method_config '{"r": ...}'""",
+    "--lora_dim": """use --method lora --method_config '{"r": ...}'""",
+    "--lora_alpha": """use --method lora --method_config '{"lora_alpha": ...}'""",
+    "--lora_dropout": """use --method lora --method_config '{"lora_dropout": ...}'""",
+    "--apply_bitfit": "use --method bitfit",
+    "--apply_adalora": "use --method adalora",
+    "--expert_soup_path": "import the file with launch/convert.py",
+    "--adapter_path": "open the saved folder with launch/evaluate.py or launch/predict.py",
+    "--lora_path": "open the saved folder with launch/evaluate.py or launch/predict.py",
+    "--init_checkpoint": "import the file with launch/convert.py",
+    "--n_experts": "use --num_experts",
+    "--expert_weight_tune": "use --tune_expert_scores",
+    "--pad_to_max_length": "drop it: a batch is padded to its own longest input",
+    "--cls_dropout": "use --dropout",
+    "--train_data": "use --train_file",
+    "--valid_data": "use --validation_file",
+    "--grad_acc": "use --gradient_accumulation_steps",
+    "--clip": "use --max_grad_norm",
+    "--lr": "use --learning_rate",
+    "--max_epoch": "use --num_train_epochs",
+    "--max_step": "use --max_steps",
+    "--warmup_step": "use --warmup_steps",
+    "--label_smooth": "use --label_smoothing",
+    "--random_seed": "use --seed",
+    "--seq_len": "use --max_seq_length",
+}
+"""Published flags that are unknown here -> what to do instead."""
+
 
 def add_published_flags(parser: argparse.ArgumentParser) -> None:
     """Flags that the published scripts know; `translate` turns them into settings."""

@@ -1,11 +1,14 @@
 """The published scripts' flags for mixtures, in the README's and in AdaMix's meaning."""
 
+import re
 import shlex
+from pathlib import Path
 
 import pytest
 
 from adakron.errors import ConfigError
-from launch.arguments import parse_train
+from launch.arguments import parse_train, train_parser
+from launch.published import ELSEWHERE
 
 
 @pytest.mark.parametrize(
@@ -29,6 +32,19 @@ def test_the_consistency_switch_is_a_weight(flag, weight):
     assert parse_train(["--use_consistency_loss", flag]).training.consistency_weight == weight
 
 
+@pytest.mark.parametrize("flag", ELSEWHERE)
+def test_other_published_flags_are_told_where_to_go(flag):
+    with pytest.raises(ConfigError, match=rf"{flag} is a flag of the published scripts; .*docs/migration.md"):
+        parse_train([flag, "1"])
+
+
+def test_what_is_recommended_exists():
+    known = {option for action in train_parser()._actions for option in action.option_strings}
+    for advice in ELSEWHERE.values():
+        assert {word for word in advice.split() if word.startswith("--")} <= known, advice
+    assert not {*ELSEWHERE} & known
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -45,3 +61,15 @@ def test_the_consistency_switch_is_a_weight(flag, weight):
 def test_contradictions_are_named(arguments, said):
     with pytest.raises(ConfigError, match=said):
         parse_train(shlex.split(arguments))
+
+
+def test_every_flag_of_the_migration_tables_right_column_exists():
+    known = {option for action in train_parser()._actions for option in action.option_strings}
+    text = (Path(__file__).resolve().parents[3] / "docs" / "migration.md").read_text(encoding="utf-8")
+    tables = text.split("## Checkpoints")[0]
+    rows = [line.split("|")[1:3] for line in tables.splitlines() if line.startswith("| `--")]
+    assert len(rows) > 40
+    for published, ours in rows:
+        same = published if ours.strip().startswith("the same") else ""
+        wanted = set(re.findall(r"--[a-z_0-9]+", same + ours.split("there")[0]))
+        assert wanted <= known, (published, wanted - known)
