@@ -6,81 +6,12 @@ precision) is not repeated here.
 """
 
 import dataclasses
-import math
 import re
-from dataclasses import dataclass, field
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from adakron.errors import ConfigError
 from adakron.methods import METHODS, Method
-
-
-def flag(default: Any, text: str, *aliases: str) -> Any:
-    """A dataclass field that is a command-line flag: its default, its help text and other spellings of the flag."""
-    metadata: dict[str, Any] = {"help": text}
-    if aliases:
-        metadata["aliases"] = list(aliases)
-    return field(default=default, metadata=metadata)
-
-
-class Settings:
-    """Base of the configuration dataclasses: checks `Literal` fields, then what `problems()` finds, all at once."""
-
-    def __post_init__(self) -> None:
-        found = self._type_problems() or self._choice_problems()
-        found += self.problems() if not found else []
-        if found:
-            raise ConfigError(found)
-
-    def problems(self) -> list[str]:
-        """What is wrong with the values, one sentence each; empty when all is well."""
-        return []
-
-    def _type_problems(self) -> list[str]:
-        # Values of a saved run or of a Python caller never passed a parser.
-        found = []
-        for name, hint in get_type_hints(type(self)).items():
-            options = [*get_args(hint)] or [hint]
-            kinds = tuple(kind for kind in options if isinstance(kind, type))
-            if any(get_origin(option) is Literal for option in (hint, *options)):
-                continue
-            value = getattr(self, name)
-            accepted = (*kinds, int) if float in kinds else kinds
-            if not isinstance(value, accepted) or (isinstance(value, bool) and bool not in kinds):
-                names = " or ".join("nothing" if kind is type(None) else kind.__name__ for kind in kinds)
-                found.append(f"{name} is {value!r}; it must be {names} (set --{name})")
-        return found
-
-    def _choice_problems(self) -> list[str]:
-        # argparse checks choices only on the command line: a value from YAML or Python arrives here unchecked.
-        found = []
-        for name, hint in get_type_hints(type(self)).items():
-            options = [hint, *get_args(hint)]
-            choices = [c for option in options if get_origin(option) is Literal for c in get_args(option)]
-            value = getattr(self, name)
-            if choices and value not in choices and not (value is None and type(None) in options):
-                found.append(f"{name} is {value!r}; it must be one of {', '.join(map(str, choices))}")
-        return found
-
-    def to_dict(self) -> dict[str, Any]:
-        """The settings as plain values, in the order of their definition."""
-        return dataclasses.asdict(self)  # type: ignore[call-overload]
-
-
-def _positive(settings: Settings, *names: str) -> list[str]:
-    return [
-        f"{name} is {getattr(settings, name)}; it must be at least 1 (set --{name})"
-        for name in names
-        if getattr(settings, name) is not None and getattr(settings, name) < 1
-    ]
-
-
-def _not_negative(settings: Settings, *names: str) -> list[str]:
-    return [
-        f"{name} is {getattr(settings, name)}; it must be a finite number, at least 0 (set --{name})"
-        for name in names
-        if not (math.isfinite(getattr(settings, name)) and getattr(settings, name) >= 0)
-    ]
+from adakron.settings import Settings, flag, negative_problems, positive_problems
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,7 +118,7 @@ class AdapterConfig(Settings):
         )
 
     def problems(self) -> list[str]:
-        found = _positive(self, "bottleneck_dim", "kron_factor", "num_experts") + _not_negative(self, "init_std")
+        found = positive_problems(self, "bottleneck_dim", "kron_factor", "num_experts") + negative_problems(self, "init_std")
         if not found and self.has_adapters and self.bottleneck == "kronecker" and self.bottleneck_dim % self.kron_factor:
             below = self.bottleneck_dim - self.bottleneck_dim % self.kron_factor
             near = " or ".join(str(k) for k in (below, below + self.kron_factor) if k)
@@ -267,7 +198,9 @@ class DataConfig(Settings):
     pad_to_multiple_of: int = flag(8, "Batches are padded to a multiple of this many tokens.")
 
     def problems(self) -> list[str]:
-        return _positive(self, "max_seq_length", "max_train_samples", "max_eval_samples", "max_predict_samples", "pad_to_multiple_of")
+        return positive_problems(
+            self, "max_seq_length", "max_train_samples", "max_eval_samples", "max_predict_samples", "pad_to_multiple_of"
+        )
 
 
 Interval = Literal["no", "steps", "epoch"]
@@ -317,11 +250,11 @@ class TrainingConfig(Settings):
     disable_tqdm: bool | None = flag(None, "No progress bar. Default: a bar on a terminal, plain lines otherwise.")
 
     def problems(self) -> list[str]:
-        found = _positive(
+        found = positive_problems(
             self, "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "logging_steps",
             "eval_steps", "save_steps", "save_total_limit",
         )  # fmt: skip
-        found += _not_negative(
+        found += negative_problems(
             self, "learning_rate", "weight_decay", "adam_epsilon", "max_grad_norm", "warmup_steps", "seed", "num_train_epochs",
             "consistency_weight",
         )  # fmt: skip
