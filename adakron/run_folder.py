@@ -20,10 +20,15 @@ METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
 CHECKPOINT_PREFIX = "checkpoint-"
 
-_WRITTEN = {
+TOKENIZER_FILES = {
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt",
+    "spiece.model", "sentencepiece.bpe.model", "chat_template.jinja",
+}  # fmt: skip
+"""What transformers saves a tokenizer as; each kind of tokenizer writes some of them."""
+
+_WRITTEN = TOKENIZER_FILES | {
     RUN_FILE, DEEPSPEED_FILE, STATE_FILE, METRICS_FILE, "train_results.json", "eval_results.json", "all_results.json",
-    "adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-    "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "chat_template.jinja",
+    "adapter_config.json", "adapter_model.safetensors",
 }  # fmt: skip
 _VERSIONED = ("adakron", "torch", "deepspeed", "transformers", "datasets", "evaluate", "numpy", "scikit-learn", "scipy", "tokenizers")
 

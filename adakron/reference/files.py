@@ -1,0 +1,71 @@
+"""Checkpoint files of the published codes on disk: read without running anything in them, written whole or not at all."""
+
+import os
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adakron.backbone import reason_of
+from adakron.errors import CheckpointError, ConfigError
+
+STATE_KEY = "model_state_dict"
+"""Key of the tensors in the files of the text-generation code (`NLG/src/gpt2_ft.py:265-268`)."""
+
+DDP_PREFIX = "module."
+"""What DistributedDataParallel puts before every name; the text-generation code loads files with it only."""
+
+
+def read_tensors(file: Path) -> tuple[dict[str, Tensor], bool]:
+    """The tensors of a file by name, without DistributedDataParallel's prefix, and whether they had it.
+
+    Raises CheckpointError where the file cannot be read, or holds anything but tensors by name. No code in it runs.
+    """
+    content = _load(file)
+    if isinstance(content, Mapping) and STATE_KEY in content:
+        others = [str(key) for key in content if key != STATE_KEY]
+        if others:
+            raise CheckpointError(f"{file} holds {', '.join(map(repr, others[:8]))} beside {STATE_KEY!r}, which no published code writes")
+        content = content[STATE_KEY]
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{file} holds a {type(content).__name__}; a checkpoint of the published codes is a dict of tensors by name")
+    wrong = [f"{key!r} ({type(value).__name__})" for key, value in content.items() if not _is_entry(key, value)]
+    if wrong:
+        raise CheckpointError(f"{file} holds {len(wrong)} entries that are no tensors by name: {', '.join(wrong[:8])}")
+    prefixed = bool(content) and all(key.startswith(DDP_PREFIX) for key in content)
+    return {key.removeprefix(DDP_PREFIX) if prefixed else key: tensor for key, tensor in content.items()}, prefixed
+
+
+def _is_entry(key: Any, value: Any) -> bool:
+    return isinstance(key, str) and isinstance(value, Tensor)
+
+
+def _load(file: Path) -> Any:
+    if not file.is_file():
+        raise CheckpointError(f"{file} is no file; name a pytorch_model_expert_soup.bin, a model.final.pt or a model.<step>.pt")
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f"it names {named[1]}, and tensors by name is all that is read" if named else "it is damaged or no checkpoint of PyTorch's"
+        raise CheckpointError(f"cannot read {file}: {what}; nothing in it was run") from error
+    # A damaged archive raises whatever the reader stumbled over.
+    except Exception as error:
+        raise CheckpointError(f"cannot read {file}, it is damaged or no checkpoint of PyTorch's: {reason_of(error)}") from error
+
+
+def write_checkpoint(content: Mapping[str, Any], file: Path) -> None:
+    """Write a checkpoint; a reader sees it whole or not at all. Raises ConfigError where the file exists."""
+    if file.exists():
+        raise ConfigError(f"--output_file {file} exists; name another file, or delete it")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    try:
+        torch.save(dict(content), partial)
+        os.replace(partial, file)
+    finally:
+        partial.unlink(missing_ok=True)

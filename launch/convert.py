@@ -1,0 +1,147 @@
+"""Exchange adapters with the published implementations, and merge the experts of a mixture.
+
+    python launch/convert.py import FILE --model_name_or_path BASE --output_dir OUT
+    python launch/convert.py export FOLDER --output_file FILE
+    python launch/convert.py merge FOLDER --output_dir OUT
+
+What is read, written and refused: docs/migration.md. Nothing that exists is overwritten.
+"""
+
+import sys
+from pathlib import Path
+
+if Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().parent:
+    del sys.path[0]  # a script's folder comes first on the path: evaluate.py there would hide the package evaluate
+
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+
+from adakron import adapter_io, models, reference, run_folder
+from adakron.config import AdapterConfig
+from adakron.distributed import World
+from adakron.errors import ConfigError
+from adakron.models import AdaptedModelInfo
+from launch.arguments import Parser
+from launch.program import run_program
+
+
+def main(arguments: Sequence[str], world: World) -> None:
+    """Run one of the three commands."""
+    if world.world_size > 1:
+        raise ConfigError(f"this program runs in one process, and a launcher started {world.world_size}; start it with python")
+    command = arguments[0] if arguments else ""
+    if command in ("-h", "--help"):
+        print((__doc__ or "").strip() + "\n\nEach command has its own --help.")
+    elif command in COMMANDS:
+        COMMANDS[command](arguments[1:])
+    else:
+        raise ConfigError(f"the first argument is {command!r}; it must be {', '.join(COMMANDS)} (see --help)")
+
+
+def import_(arguments: Sequence[str]) -> None:
+    """A published checkpoint becomes an adapter folder."""
+    parser = Parser((), "Read a checkpoint of AdaKron's or AdaMix's code into an adapter folder.")
+    parser.add_argument("file", help="pytorch_model_expert_soup.bin (GLUE), model.final.pt or model.<step>.pt (text generation).")
+    parser.add_argument("--model_name_or_path", required=True, help="The backbone it was trained on: a local folder or a hub id.")
+    parser.add_argument("--output_dir", required=True, help="The adapter folder to write; it must not exist, or be empty.")
+    parser.add_argument("--label_names", help="Comma-separated names of the classes, in order. Default: the backbone's, or 0,1,...")
+    options = parser.parse(arguments)
+    folder = _free_folder(options.output_dir)
+    names = None if options.label_names is None else [name.strip() for name in options.label_names.split(",")]
+    imported = reference.import_checkpoint(options.file, options.model_name_or_path, names)
+    trained = {name: parameter for name, parameter in imported.model.named_parameters() if parameter.requires_grad}
+    adapter_io.save_adapter(
+        folder,
+        tensors={**trained, **models.adapter_buffers(imported.model, imported.info)},
+        adapter=imported.adapter,
+        info=imported.info,
+        base_model=reference.base_name(options.model_name_or_path),
+        auto_class=imported.auto_class,
+        model_options=imported.model_options,
+        extra=imported.extra,
+    )
+    tokenizer = reference.find_tokenizer(options.model_name_or_path)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    print(f"{options.file} was written by {imported.layout.code}: {_described(imported.adapter)} in {len(imported.info.sites)} layers")
+    print(f"adapter folder: {folder}" + ("" if tokenizer is not None else " (the backbone has no tokenizer, so none is in it)"))
+
+
+def export(arguments: Sequence[str]) -> None:
+    """An adapter folder becomes a published checkpoint."""
+    parser = Parser((), "Write an adapter folder in the form that AdaKron's or AdaMix's code reads.")
+    parser.add_argument("folder", help="Output folder of a run, or another adapter folder.")
+    parser.add_argument("--output_file", required=True, help="The file to write; it must not exist.")
+    parser.add_argument("--model_name_or_path", help="Where the adapter's backbone is now, if it moved.")
+    parser.add_argument(
+        "--format", choices=reference.EXPORT_FORMATS, help="glue: adapters and head. nlg: with all of GPT-2. Default: by the model."
+    )
+    options = parser.parse(arguments)
+    file = Path(options.output_file)
+    if file.exists():
+        raise ConfigError(f"--output_file {file} exists; name another file, or delete it")
+    run_folder.check_writable(file.parent)
+    exported = reference.export_checkpoint(options.folder, base=options.model_name_or_path, form=options.format)
+    reference.write_checkpoint(exported.content, file)
+    print(f"{file}: for {exported.layout.code}")
+
+
+def merge(arguments: Sequence[str]) -> None:
+    """A mixture becomes an adapter with one expert, their average."""
+    parser = Parser((), "Average the experts of an adapter folder into one; evaluation gives what inference_level 3 gave.")
+    parser.add_argument("folder", help="Output folder of a run, one of its checkpoint-<step> folders, or another adapter folder.")
+    parser.add_argument("--output_dir", required=True, help="The folder to write; it must not exist, or be empty.")
+    options = parser.parse(arguments)
+    source, folder = Path(options.folder), _free_folder(options.output_dir)
+    saved = adapter_io.read_adapter_config(source)
+    tensors, single = adapter_io.merge_experts(adapter_io.read_adapter_tensors(source), saved.adapter, saved.sites)
+    adapter_io.save_adapter(
+        folder,
+        tensors=tensors,
+        adapter=single,
+        info=AdaptedModelInfo(saved.sites, saved.head_modules, (), saved.tuned_parameters),
+        base_model=saved.base_model,
+        auto_class=saved.auto_class,
+        model_options=saved.model_options,
+        extra=saved.extra,
+    )
+    for name in sorted(run_folder.TOKENIZER_FILES):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+    is_run = _copy_run(source, folder, single)
+    print(f"{_described(saved.adapter)} averaged into one expert: {folder}")
+    if is_run:
+        print(f"evaluate: {sys.executable} launch/evaluate.py {folder}")
+
+
+def _copy_run(source: Path, folder: Path, adapter: AdapterConfig) -> bool:
+    """Give the merged folder the run's configuration, which evaluate.py and predict.py read; whether there is one."""
+    # A checkpoint's is that of the run around it.
+    home = next((one for one in (source, source.parent) if (one / run_folder.RUN_FILE).is_file()), None)
+    if home is None:
+        return False
+    record = run_folder.read_run(home)
+    record["config"] = {**record["config"], "adapter": json.loads(json.dumps(adapter.to_dict()))}
+    run_folder.write_json(folder / run_folder.RUN_FILE, {**record, "merged_from": str(source.absolute())})
+    return True
+
+
+def _free_folder(name: str) -> Path:
+    folder = Path(name)
+    run_folder.check_writable(folder)
+    if folder.is_dir() and any(folder.iterdir()):
+        raise ConfigError(f"output_dir {folder} is not empty, and nothing is overwritten; name another folder (--output_dir)")
+    return folder
+
+
+def _described(adapter: AdapterConfig) -> str:
+    experts = f", {adapter.num_experts} experts in {adapter.experts_in}" if (adapter.num_experts or 1) > 1 else ""
+    return f"{adapter.method} with bottleneck_dim {adapter.bottleneck_dim}{experts}"
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"import": import_, "export": export, "merge": merge}
+
+if __name__ == "__main__":
+    sys.exit(run_program(main))
