@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 from adakron import adapter_io
 from adakron.adapter_io import AdapterFolder, read_adapter_config
 from adakron.errors import CheckpointError
+from adakron.placement import some_of
 
 
 def load_adapter(model: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
@@ -18,24 +19,25 @@ def load_adapter(model: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
     Raises CheckpointError where the folder is damaged or does not fit the model; the model's values are then unchanged.
     """
     saved = read_adapter_config(folder)
-    _check_head(model, saved, folder)
+    _check_model(model, saved, folder)
     adapter_io.load_adapter(model, folder)
     if "id2label" in saved.model_options:
-        model.config.id2label = dict(saved.model_options["id2label"])
-        model.config.label2id = {name: index for index, name in model.config.id2label.items()}
+        names: dict[int, str] = saved.model_options["id2label"]
+        model.config.id2label = dict(names)
+        model.config.label2id = {name: index for index, name in names.items()}
     return model.eval()
 
 
-def _check_head(model: PreTrainedModel, saved: AdapterFolder, folder: str | Path) -> None:
+def _check_model(model: PreTrainedModel, saved: AdapterFolder, folder: str | Path) -> None:
     modules = {name for name, _ in model.named_modules()}
     labels = saved.model_options.get("num_labels")
     remedy = f"load the backbone with {saved.auto_class}.from_pretrained({saved.base_model!r}"
     remedy += f", num_labels={labels})" if labels is not None else ")"
-    absent = [name for name in saved.head_modules if name not in modules]
-    if absent:
-        raise CheckpointError(
-            f"{folder} holds a head ({', '.join(absent)}), and this {type(model).__name__} has none of that name; {remedy}"
-        )
+    kinds = {"a head": saved.head_modules, "adapters": saved.sites}
+    absent = {what: [name for name in names if name not in modules] for what, names in kinds.items()}
+    lost = [f"{what} for {some_of(names, 4)}" for what, names in absent.items() if names]
+    if lost:
+        raise CheckpointError(f"{folder} holds {' and '.join(lost)}, which this {type(model).__name__} does not have; {remedy}")
     if labels is not None and model.config.num_labels != labels:
         names = ", ".join(map(str, saved.model_options.get("id2label", {}).values()))
         raise CheckpointError(

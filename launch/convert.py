@@ -14,7 +14,6 @@ if Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().parent:
     del sys.path[0]  # a script's folder comes first on the path: evaluate.py there would hide the package evaluate
 
 
-import json
 import shutil
 from collections.abc import Callable, Sequence
 
@@ -42,7 +41,7 @@ def main(arguments: Sequence[str], world: World) -> None:
 
 def import_(arguments: Sequence[str]) -> None:
     """A published checkpoint becomes an adapter folder."""
-    parser = Parser((), "Read a checkpoint of AdaKron's or AdaMix's code into an adapter folder.")
+    parser = _parser("import", "Read a checkpoint of AdaKron's or AdaMix's code into an adapter folder.")
     parser.add_argument("file", help="pytorch_model_expert_soup.bin (GLUE), model.final.pt or model.<step>.pt (text generation).")
     parser.add_argument("--model_name_or_path", required=True, help="The backbone it was trained on: a local folder or a hub id.")
     parser.add_argument("--output_dir", required=True, help="The adapter folder to write; it must not exist, or be empty.")
@@ -71,7 +70,7 @@ def import_(arguments: Sequence[str]) -> None:
 
 def export(arguments: Sequence[str]) -> None:
     """An adapter folder becomes a published checkpoint."""
-    parser = Parser((), "Write an adapter folder in the form that AdaKron's or AdaMix's code reads.")
+    parser = _parser("export", "Write an adapter folder in the form that AdaKron's or AdaMix's code reads.")
     parser.add_argument("folder", help="Output folder of a run, or another adapter folder.")
     parser.add_argument("--output_file", required=True, help="The file to write; it must not exist.")
     parser.add_argument("--model_name_or_path", help="Where the adapter's backbone is now, if it moved.")
@@ -90,7 +89,7 @@ def export(arguments: Sequence[str]) -> None:
 
 def merge(arguments: Sequence[str]) -> None:
     """A mixture becomes an adapter with one expert, their average."""
-    parser = Parser((), "Average the experts of an adapter folder into one; evaluation gives what inference_level 3 gave.")
+    parser = _parser("merge", "Average the experts of an adapter folder into one; evaluation gives what inference_level 3 gave.")
     parser.add_argument("folder", help="Output folder of a run, one of its checkpoint-<step> folders, or another adapter folder.")
     parser.add_argument("--output_dir", required=True, help="The folder to write; it must not exist, or be empty.")
     options = parser.parse(arguments)
@@ -119,13 +118,19 @@ def merge(arguments: Sequence[str]) -> None:
 def _copy_run(source: Path, folder: Path, adapter: AdapterConfig) -> bool:
     """Give the merged folder the run's configuration, which evaluate.py and predict.py read; whether there is one."""
     # A checkpoint's is that of the run around it.
-    home = next((one for one in (source, source.parent) if (one / run_folder.RUN_FILE).is_file()), None)
-    if home is None:
+    home = source.parent if source.name.startswith(run_folder.CHECKPOINT_PREFIX) else source
+    if not (home / run_folder.RUN_FILE).is_file():
         return False
     record = run_folder.read_run(home)
-    record["config"] = {**record["config"], "adapter": json.loads(json.dumps(adapter.to_dict()))}
+    record["config"] = {**record["config"], "adapter": adapter.to_dict()}
     run_folder.write_json(folder / run_folder.RUN_FILE, {**record, "merged_from": str(source.absolute())})
     return True
+
+
+def _parser(command: str, description: str) -> Parser:
+    parser = Parser((), description)
+    parser.prog = f"convert.py {command}"
+    return parser
 
 
 def _free_folder(name: str) -> Path:

@@ -19,6 +19,7 @@ from adakron.reference.layout import (
     AUTO_CLASSES,
     HEADS,
     LAYOUTS,
+    PREFIXES,
     PUBLISHED_FACTOR,
     PUBLISHED_NLG_WIDTH,
     Format,
@@ -60,7 +61,7 @@ def export_checkpoint(folder: str | Path, *, base: str | None = None, form: Form
     if problems:
         raise ConfigError([f"{folder} cannot be written for {layout.code}: {problem}" for problem in problems])
     tensors = read_adapter_tensors(folder)
-    variant = Variant.from_dict(saved.extra.get("reference", {}))
+    variant = Variant.from_extra(saved.extra, folder)
     adapters = _adapter_tensors(saved, layout, tensors, variant)
     if form == "glue":
         head = {name: tensor for name, tensor in tensors.items() if is_inside(name, HEADS[form])}
@@ -80,7 +81,8 @@ def _format_of(saved: AdapterFolder, folder: str | Path) -> Format:
 
 def _sites(saved: AdapterFolder, form: Format, base: str) -> list[str]:
     """The layers that the published code would adapt in this backbone."""
-    prefix = "transformer" if form == "nlg" else "roberta" if saved.sites and saved.sites[0].startswith("roberta.") else "bert"
+    own = saved.sites[0].partition(".")[0] if saved.sites else ""
+    prefix = own if own in PREFIXES[form] else PREFIXES[form][0]
     layers = getattr(load_config(ModelConfig(model_name_or_path=base), saved.model_options), "num_hidden_layers", 0)
     return published_sites(prefix, layers)
 
@@ -91,12 +93,12 @@ def _problems(saved: AdapterFolder, layout: Layout, sites: list[str]) -> list[st
     if saved.auto_class != AUTO_CLASSES[layout.format]:
         found.append(f"it was saved for {saved.auto_class}, and format {layout.format} is for {AUTO_CLASSES[layout.format]} (set --format)")
     if list(saved.sites) != sites:
-        strange = some_of([site for site in saved.sites if site not in sites], 4) or "none elsewhere"
+        lacking = [site for site in sites if site not in saved.sites]
+        beyond = [site for site in saved.sites if site not in sites]
+        parts = ([f"it lacks {some_of(lacking, 4)}"] if lacking else []) + ([f"it has {some_of(beyond, 4)}"] if beyond else [])
         found.append(
-            f"that code adapts {sites[0]} to {sites[-1]}, and this folder has adapters in {len(saved.sites)} layers ({strange}); it must"
-            " be --position ffn in every layer of a BERT or RoBERTa (glue) or a GPT-2 (nlg)"
-            if sites
-            else "its base model has no numbered layers"
+            f"that code adapts the feed-forward output of every layer of {'GPT-2' if layout.format == 'nlg' else 'BERT or RoBERTa'} and"
+            f" nothing else, this folder does not: {', '.join(parts) or 'the order differs'}"
         )
     if adapter.bottleneck == "kronecker" and adapter.kron_factor != PUBLISHED_FACTOR:
         found.append(f"kron_factor is {adapter.kron_factor}, and that code has {PUBLISHED_FACTOR} fixed in it; train with --kron_factor 4")
@@ -106,11 +108,14 @@ def _problems(saved: AdapterFolder, layout: Layout, sites: list[str]) -> list[st
             f" {PUBLISHED_NLG_WIDTH}"
         )
     if adapter.activation != layout.activation:
-        found.append(f"activation is {adapter.activation}, and that code has {layout.activation} fixed in it; train with --activation")
-    beyond = [name for name in adapter.expert_projections if name not in layout.experts_in]
-    if beyond:
+        found.append(
+            f"activation is {adapter.activation}, and that code has {layout.activation} fixed in it; train with --activation"
+            f" {layout.activation}"
+        )
+    mixed = [name for name in adapter.expert_projections if name not in layout.experts_in]
+    if mixed:
         where = f"only in {', '.join(layout.experts_in)}" if layout.experts_in else "nowhere"
-        found.append(f"{', '.join(beyond)} have several experts, and that code has them {where}; average them first (convert.py merge)")
+        found.append(f"{', '.join(mixed)} have several experts, and that code has them {where}; average them first (convert.py merge)")
     heads = HEADS[layout.format]
     if set(saved.head_modules) != set(heads):
         found.append(

@@ -77,8 +77,7 @@ def import_checkpoint(file: str | Path, base: str, label_names: Sequence[str] | 
     with torch.no_grad():
         for key, slot in slots.items():
             slot.copy_(stored[key])
-    variant = Variant.of(stored, prefixed, lone)
-    extra = {"reference": {"file": file.name, "code": layout.code, **variant.to_dict()}}
+    extra = Variant.of(stored, prefixed, lone).to_extra(file=file.name, code=layout.code)
     return Imported(model, info, adapter, options, extra, layout)
 
 
@@ -182,16 +181,16 @@ def _backbone_tensors(model: PreTrainedModel, layout: Layout) -> tuple[dict[str,
     return {name: tensor for name, tensor in state.items() if name not in optional}, optional
 
 
-def _slots(model: PreTrainedModel, info: AdaptedModelInfo, layout: Layout, adapter: AdapterConfig) -> tuple[dict[str, Tensor], set[str]]:
+def _slots(model: PreTrainedModel, info: AdaptedModelInfo, layout: Layout, adapter: AdapterConfig) -> tuple[dict[str, Tensor], list[str]]:
     """Where each key's values go, as views of the model's tensors; and the keys of scores that have no effect."""
     state = model.state_dict()
     slots = {name: tensor for name, tensor in state.items() if is_inside(name, info.head_modules)}
-    lone = set()
+    lone = []
     for site in info.sites:
         for key, name, expert in adapter_keys(layout, home_of(site), adapter.num_experts or 1, adapter.expert_projections):
             tensor = state.get(f"{site}.adakron_adapter.{name}")
             if tensor is None:
-                lone.add(key)
+                lone.append(key)
             else:
                 stacked = expert is not None and name.partition(".")[0] in adapter.expert_projections
                 slots[key] = tensor[expert] if stacked else tensor
@@ -210,7 +209,7 @@ def _key_problems(
             ("missing", [key for key in needed if key not in stored]),
             ("unknown", [key for key in stored if key not in known]),
             ("of another shape than the model's", wrong),
-            ("no floating-point numbers", [key for key in needed if key in stored and not stored[key].is_floating_point()]),
+            ("not of floating-point numbers", [key for key in needed if key in stored and not stored[key].is_floating_point()]),
         )
     )
 
@@ -218,7 +217,7 @@ def _key_problems(
 def _counted(*groups: tuple[str, list[str]]) -> Iterator[str]:
     for what, keys in groups:
         if keys:
-            yield f"{len(keys)} keys are {what}: {some_of(keys)}"
+            yield f"{len(keys)} {'key is' if len(keys) == 1 else 'keys are'} {what}: {some_of(keys)}"
 
 
 def _backbone_problems(expected: Mapping[str, Tensor], stored: Mapping[str, Tensor], base: str) -> list[str]:

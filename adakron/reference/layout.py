@@ -21,6 +21,9 @@ AUTO_CLASSES: dict[Format, str] = {"glue": "AutoModelForSequenceClassification",
 HEADS: dict[Format, tuple[str, ...]] = {"glue": ("classifier",), "nlg": ()}
 """The modules that the published codes train whole; their parameters have the same names here."""
 
+PREFIXES: dict[Format, tuple[str, ...]] = {"glue": ("bert", "roberta"), "nlg": ("transformer",)}
+"""The encoder's or decoder's name in the model, with which every adapter's key begins."""
+
 PUBLISHED_FACTOR = 4
 """Width of the first factor, a number in the published code (`expert_soup.py:118`)."""
 

@@ -3,14 +3,19 @@
 import dataclasses
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from adakron.errors import CheckpointError
+
 TIED_KEYS = ("lm_head.decoder.weight", "lm_head.weight")
 """The output layer of GPT-2, which is the embedding: its name in the published code (`NLG/src/model.py:340`), and transformers'."""
+
+_EXTRA = "reference"
 
 
 @dataclass(frozen=True)
@@ -33,17 +38,26 @@ class Variant:
             ddp_prefix=prefixed,
             output_key=next((key for key in TIED_KEYS if key in stored), None),
             causal_masks=any(key.endswith(".attn.bias") for key in stored),
-            lone_scores={key: float(stored[key]) for key in sorted(lone) if float(stored[key]) != 0.0},
+            lone_scores={key: float(stored[key]) for key in lone if float(stored[key]) != 0.0},
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return dataclasses.asdict(self)
+    def to_extra(self, **more: str) -> dict[str, Any]:
+        """The `extra` of an adapter folder that holds this, and what else there is to say about the file."""
+        return {_EXTRA: {**more, **dataclasses.asdict(self)}}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Variant":
-        """The inverse of `to_dict`; other keys are ignored."""
-        return cls(**{name: values[name] for name in cls.__dataclass_fields__ if name in values})
+    def from_extra(cls, extra: Mapping[str, Any], folder: str | Path) -> "Variant":
+        """The inverse of `to_extra`; the defaults where the folder was not imported. CheckpointError on values of other kinds."""
+        if _EXTRA not in extra:
+            return cls()
+        try:
+            variant = cls(**{name: extra[_EXTRA][name] for name in cls.__dataclass_fields__})
+            scores = {str(key): float(score) for key, score in variant.lone_scores.items()}
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{folder}: what its adapter_config.json records of the imported file is damaged; import it again"
+            ) from error
+        return dataclasses.replace(variant, lone_scores=scores)
 
 
 def derived_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
