@@ -16,12 +16,15 @@ if Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().parent:
 
 import shutil
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from adakron import adapter_io, models, reference, run_folder
-from adakron.config import AdapterConfig
+from adakron.config import AdapterConfig, DataConfig, ModelConfig, RunConfig, TrainingConfig
 from adakron.distributed import World
 from adakron.errors import ConfigError
 from adakron.models import AdaptedModelInfo
+from adakron.tasks import create_task
+from adakron.tasks.glue import GLUE_TASKS
 from launch.arguments import Parser
 from launch.program import run_program
 
@@ -45,11 +48,17 @@ def import_(arguments: Sequence[str]) -> None:
     parser.add_argument("file", help="pytorch_model_expert_soup.bin (GLUE), model.final.pt or model.<step>.pt (text generation).")
     parser.add_argument("--model_name_or_path", required=True, help="The backbone it was trained on: a local folder or a hub id.")
     parser.add_argument("--output_dir", required=True, help="The adapter folder to write; it must not exist, or be empty.")
-    parser.add_argument("--label_names", help="Comma-separated names of the classes, in order. Default: the backbone's, or 0,1,...")
+    parser.add_argument("--task_name", choices=(*GLUE_TASKS, "text"), help="What it was trained for; evaluate.py then takes the folder.")
+    parser.add_argument(
+        "--label_names", help="Comma-separated names of the classes, in order. Default: the task's, or the backbone's, or 0,1,..."
+    )
     options = parser.parse(arguments)
     folder = _free_folder(options.output_dir)
     names = None if options.label_names is None else [name.strip() for name in options.label_names.split(",")]
+    if names is not None and options.task_name in GLUE_TASKS:
+        raise ConfigError(f"task {options.task_name} names its classes itself; drop --label_names")
     imported = reference.import_checkpoint(options.file, options.model_name_or_path, names)
+    model_options = _task_options(options.task_name, imported)
     trained = {name: parameter for name, parameter in imported.model.named_parameters() if parameter.requires_grad}
     adapter_io.save_adapter(
         folder,
@@ -58,14 +67,43 @@ def import_(arguments: Sequence[str]) -> None:
         info=imported.info,
         base_model=reference.base_name(options.model_name_or_path),
         auto_class=imported.auto_class,
-        model_options=imported.model_options,
+        model_options=model_options,
         extra=imported.extra,
     )
     tokenizer = reference.find_tokenizer(options.model_name_or_path)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
+    if options.task_name is not None:
+        _write_run(folder, options.task_name, imported.adapter, reference.base_name(options.model_name_or_path))
     print(f"{options.file} was written by {imported.layout.code}: {_described(imported.adapter)} in {len(imported.info.sites)} layers")
     print(f"adapter folder: {folder}" + ("" if tokenizer is not None else " (the backbone has no tokenizer, so none is in it)"))
+
+
+def _task_options(task_name: str | None, imported: reference.Imported) -> dict[str, Any]:
+    """The file's labels, with the names that a GLUE task gives them."""
+    if task_name is None:
+        return imported.model_options
+    if imported.layout.format == "nlg":
+        raise ConfigError(f"--task_name is {task_name}, and the file is a language model's; drop --task_name")
+    if task_name == "text":
+        return imported.model_options
+    expected = create_task(DataConfig(task_name=task_name), TrainingConfig()).model_options()
+    labels = imported.model_options["num_labels"]
+    if labels != expected["num_labels"]:
+        raise ConfigError(
+            f"--task_name is {task_name}, whose head has {expected['num_labels']} outputs, and the file's has {labels}; name another task"
+        )
+    return expected
+
+
+def _write_run(folder: Path, task_name: str, adapter: AdapterConfig, base: str) -> None:
+    """The configuration that evaluate.py and predict.py read; the published codes compute in float32."""
+    config = RunConfig(
+        model=ModelConfig(model_name_or_path=base), adapter=adapter, data=DataConfig(task_name=task_name), training=TrainingConfig(),
+        deepspeed="",
+    )  # fmt: skip
+    record = {"config": config.to_dict(), "precision": "fp32", "command": sys.argv, **run_folder.environment()}
+    run_folder.write_json(folder / run_folder.RUN_FILE, record)
 
 
 def export(arguments: Sequence[str]) -> None:

@@ -65,7 +65,7 @@ _GLUE_HOME = r"(?:bert|roberta)\.encoder\.layer\.\d+\.output"
 _NLG_HOME = r"transformer\.h\.\d+\.mlp"
 _KEY = re.compile(
     rf"(?P<home>{_GLUE_HOME}|{_NLG_HOME})\.ExpertSoup\.(?P<module>\w+)"
-    r"\.(?:deepspeed_experts\.(?P<expert>\d+)\.(?P<kind>weight|bias)|expert_score_weight)"
+    r"\.(?:deepspeed_experts\.(?P<expert>\d{1,6})\.(?P<kind>weight|bias)|expert_score_weight)"
 )
 
 

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+import adakron
 from adakron import adapter_io, run_folder
 from adakron.config import AdapterConfig, DataConfig, ModelConfig, RunConfig, TrainingConfig
 from adakron.distributed import World, read_world
 from adakron.errors import CheckpointError, ConfigError
-from launch import convert
+from launch import convert, evaluate
 from tests.helpers import tiny
 from tests.helpers.architectures import tiny_model
 from tests.helpers.published import assert_same, save_base, soup, stored
@@ -48,6 +50,36 @@ def test_import_and_back(tmp_path: Path, base: Path, capsys: pytest.CaptureFixtu
     assert {"tokenizer.json", "tokenizer_config.json"} <= {path.name for path in (tmp_path / "out").iterdir()}
     convert_main("export", tmp_path / "out", "--output_file", tmp_path / "new" / "file.bin")
     assert_same(stored(tmp_path / "new" / "file.bin"), stored(file))
+
+
+def test_an_imported_task_is_scored_like_a_run(tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    convert_main("import", checkpoint(tmp_path), "--model_name_or_path", base, "--output_dir", tmp_path / "out", "--task_name", "sst2")
+    assert adapter_io.read_adapter_config(tmp_path / "out").model_options["id2label"] == {0: "negative", 1: "positive"}
+    data = tiny.write_classification(tmp_path / "data")
+    capsys.readouterr()
+    evaluate.main([str(tmp_path / "out"), "--data_dir", str(data)], read_world({}))
+    scores = dict(line.split(" = ") for line in capsys.readouterr().out.splitlines())
+
+    model = adakron.load_adapter(AutoModelForSequenceClassification.from_pretrained(base), tmp_path / "out")
+    rows = [json.loads(line) for line in (data / "validation.jsonl").read_text().splitlines()]
+    tokens = AutoTokenizer.from_pretrained(base)([row["sentence"] for row in rows], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        right = model(**tokens).logits.argmax(-1) == torch.tensor([row["label"] for row in rows])
+    assert float(scores["eval_accuracy"]) == pytest.approx(right.double().mean().item(), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--task_name", "mnli"], "task_name is mnli, whose head has 3 outputs, and the file's has 2; name another task"),
+        (["--task_name", "stsb"], "whose head has 1 outputs"),
+        (["--task_name", "rte", "--label_names", "yes,no"], "task rte names its classes itself; drop --label_names"),
+    ],
+)
+def test_a_task_that_does_not_fit(tmp_path: Path, base: Path, flags: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        convert_main("import", checkpoint(tmp_path), "--model_name_or_path", base, "--output_dir", tmp_path / "out", *flags)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_base_is_recorded_by_its_whole_path(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
