@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from adakron.adapter_io import load_adapter, save_adapter
@@ -27,7 +27,7 @@ from adakron.models import (
     route_experts,
 )
 from adakron.nn import AdaptedLayer
-from adakron.placement import PLACEMENT, find_sites
+from adakron.placement import PLACEMENT
 from tests.helpers.architectures import DECODERS, ENCODER_DECODERS, language_model_class, tiny_batch, tiny_model
 
 WIDTH, LAYERS, END = 32, 2, 1
@@ -77,6 +77,9 @@ FLAT_FFN = ("opt",)
 WITHOUT_CHECKPOINTING = ("albert", "mpnet")
 """Model types whose code in transformers cannot compute activations again."""
 
+WITHOUT_BIASES = ("modernbert", "llama", "mistral", "qwen3", "gemma", "gemma2", "t5", "mt5")
+"""Model types that have no bias outside their head, so that bitfit has nothing to train."""
+
 
 def expected_sites(model_type: str, position: str) -> list[str]:
     """The adapted layers of the two-layer classifier, in model order."""
@@ -107,24 +110,36 @@ def has_adapters(settings: Settings) -> bool:
 
 
 def adapted(model_type: str, settings: Settings, *, auto_class: str = CLASSIFIER) -> tuple[PreTrainedModel, AdaptedModelInfo]:
-    """A tiny model with the method's adapters, in evaluation mode, without dropout."""
+    """A tiny model with the method's adapters, in evaluation mode."""
     model = plain(model_type, auto_class=auto_class)
     return model, adapt(model, config_of(model_type, settings), seed=1)
 
 
 def plain(model_type: str, *, auto_class: str = CLASSIFIER) -> PreTrainedModel:
-    """The tiny model itself, without dropout."""
+    """The tiny model itself, with weights that keep activations near 1 as in a trained model.
+
+    Most architectures start at a standard deviation of 0.02. In 32 dimensions activations would shrink to 0.01, and what an
+    adapter makes of them, which is quadratic, to the rounding error of float32.
+    """
     model = tiny_model(model_type, auto_class=auto_class)
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0.0, WIDTH**-0.5, generator=generator)
     return model
 
 
-def logits(model: PreTrainedModel) -> Tensor:
-    """(3, 3) for a batch with padding, whose rows end in the end token where the classifier looks for one."""
+def forward(model: PreTrainedModel) -> Tensor:
+    """Logits (3, 3) of a batch with padding, whose rows end in the end token where the classifier looks for one."""
     result: Tensor = model(**tiny_batch(END if model.config.model_type in ENCODER_DECODERS else None)).logits
     return result
+
+
+@torch.no_grad()
+def logits(model: PreTrainedModel) -> Tensor:
+    """The same without a gradient: torch's fused attention takes another way, bits apart, where T5's position bias trains."""
+    return forward(model)
 
 
 def switch(model: PreTrainedModel, enabled: bool) -> None:
@@ -137,7 +152,7 @@ def switch(model: PreTrainedModel, enabled: bool) -> None:
 def gradients(model: PreTrainedModel) -> dict[str, Tensor]:
     """Of the sum of squared logits, by parameter name; parameters that collect none are left out."""
     model.zero_grad()
-    logits(model).square().sum().backward()
+    forward(model).square().sum().backward()
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
@@ -175,8 +190,9 @@ def check_start(model_type: str, settings: Settings) -> None:
     before = logits(plain(model_type))
     after = logits(adapted(model_type, settings)[0])
     if has_adapters(settings):
-        assert not torch.equal(after, before)
-        assert (after - before).norm() < 0.1 * before.norm(), f"{(after - before).norm() / before.norm():.3f}"
+        change = float((after - before).norm() / before.norm())
+        # Rounding alone is 1e-7.
+        assert 1e-5 < change < 0.05, f"the logits change by {change:.1e} of their norm"
     else:
         assert torch.equal(after, before)
 
@@ -205,7 +221,7 @@ def check_disabling(model_type: str, settings: Settings) -> None:
     """Adapters that are switched off leave the backbone, bit for bit; switched on again, they are as before."""
     model, _ = adapted(model_type, {**settings, "init_std": 0.3})
     on, backbone = logits(model), logits(plain(model_type))
-    assert not torch.allclose(on, backbone)
+    assert (on - backbone).norm() > 1e-3 * backbone.norm()
     switch(model, False)
     assert torch.equal(logits(model), backbone)
     switch(model, True)
@@ -215,6 +231,7 @@ def check_disabling(model_type: str, settings: Settings) -> None:
 def check_saving(model_type: str, settings: Settings) -> None:
     """A saved folder, loaded into a fresh backbone, gives the same logits, bit for bit."""
     model, info = adapted(model_type, settings)
+    before = logits(model)
     disturb(model)
     tensors = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad} | adapter_buffers(model, info)
     fresh = plain(model_type)
@@ -229,7 +246,7 @@ def check_saving(model_type: str, settings: Settings) -> None:
             model_options={"num_labels": 3, "id2label": {n: f"label {n}" for n in range(3)}},
         )
         assert load_adapter(fresh, folder) == info
-    assert torch.equal(logits(fresh), logits(model)) and not torch.equal(logits(fresh), logits(plain(model_type)))
+    assert torch.equal(logits(fresh), logits(model)) and not torch.equal(logits(fresh), before)
 
 
 def check_checkpointing(model_type: str, settings: Settings) -> None:
@@ -243,8 +260,8 @@ def check_checkpointing(model_type: str, settings: Settings) -> None:
             return
         raise AssertionError(f"{model_type} can compute activations again; take it out of WITHOUT_CHECKPOINTING")
     calls = []
-    for site in find_sites(model, PLACEMENT[model_type].pattern(position_of(settings))):
-        model.get_submodule(site).register_forward_hook(lambda *_: calls.append(1))
+    for site in expected_sites(model_type, position_of(settings)):
+        model.get_submodule(site).register_forward_pre_hook(lambda *_: calls.append(1))
     model.train()
 
     def run() -> tuple[dict[str, Tensor], int]:
@@ -257,14 +274,16 @@ def check_checkpointing(model_type: str, settings: Settings) -> None:
     stored, once = run()
     checkpoint_activations(model, router)
     again, twice = run()
-    # A head alone needs no gradient of the layers, so these are not computed again.
-    assert once > 0 and twice == (once if settings.get("method") == "head" else 2 * once), (once, twice)
+    # A head alone needs no gradient of the layers; whether they run again is then a question of cost.
+    assert once > 0 and (twice == 2 * once or settings.get("method") == "head"), (once, twice)
     assert stored.keys() == again.keys() and all(torch.equal(stored[name], again[name]) for name in stored)
 
 
 def check_generation(model_type: str, settings: Settings) -> None:
     """generate() gives the same tokens and logits with and without the cache, and the adapters have a say in them."""
     model, _ = adapted(model_type, {**settings, "init_std": 0.3}, auto_class=language_model_class(model_type))
+    # In float64 what remains between the two is the float32 of some architectures' softmax, positions and norms.
+    model.double()
     prompt = tiny_batch()["input_ids"][:2]
 
     def generate(**options: Any) -> tuple[Tensor, Tensor]:
@@ -278,15 +297,37 @@ def check_generation(model_type: str, settings: Settings) -> None:
     tokens, cached = generate(use_cache=True)
     expected, uncached = generate(use_cache=False)
     assert torch.equal(tokens, expected)
-    torch.testing.assert_close(cached, uncached)
+    torch.testing.assert_close(cached, uncached, rtol=1e-5, atol=1e-5)
     switch(model, False)
-    assert not torch.allclose(generate(use_cache=True)[1][0], cached[0])
+    backbone = generate(use_cache=True)[1][0]
+    assert (backbone - cached[0]).norm() > 1e-3 * backbone.norm()
+
+
+def check_input(model_type: str, settings: Settings) -> None:
+    """Adapters get (B, T, D), so that they see where a sentence ends; those behind the FFN of OPT get (B T, D)."""
+    model, info = adapted(model_type, settings)
+    shapes: dict[str, set[int]] = {site: set() for site in info.sites}
+    for site in info.sites:
+        model.get_submodule(site).adakron_adapter.register_forward_pre_hook(lambda _, given, site=site: shapes[site].add(given[0].dim()))
+    logits(model)
+    flat = {*expected_sites(model_type, "ffn")} if model_type in FLAT_FFN else set()
+    assert shapes == {site: {2 if site in flat else 3} for site in info.sites}
+
+
+def check_refusal(model_type: str, settings: Settings) -> None:
+    """A method that has nothing to train says so."""
+    try:
+        adapted(model_type, settings)
+    except ConfigError:
+        return
+    raise AssertionError(f"{model_type} accepts {settings}; take it out of WITHOUT_BIASES")
 
 
 Check = Callable[[str, Settings], None]
 CHECKS: dict[str, Check] = {
     "sites": check_sites,
     "count": check_count,
+    "input": check_input,
     "start": check_start,
     "identity": check_identity,
     "gradient": check_gradient,
@@ -294,11 +335,20 @@ CHECKS: dict[str, Check] = {
     "saving": check_saving,
     "checkpointing": check_checkpointing,
     "generation": check_generation,
+    "refusal": check_refusal,
 }
 
 
-def applies(check: str, model_type: str, settings: Settings) -> bool:
-    """Whether a property makes sense for the architecture and the method."""
-    if check == "generation" and model_type not in (*DECODERS, *ENCODER_DECODERS):
-        return False
-    return has_adapters(settings) or check not in ("identity", "disabling", "generation")
+def is_refused(model_type: str, settings: Settings) -> bool:
+    """Whether the method has nothing to train in the architecture."""
+    return settings.get("method") == "bitfit" and model_type in WITHOUT_BIASES
+
+
+def applicable(model_type: str, settings: Settings) -> list[str]:
+    """The checks that make sense for the architecture and the method."""
+    if is_refused(model_type, settings):
+        return ["refusal"]
+    names = [name for name in CHECKS if name != "refusal"]
+    if model_type not in (*DECODERS, *ENCODER_DECODERS):
+        names.remove("generation")
+    return [name for name in names if has_adapters(settings) or name not in ("input", "identity", "disabling", "generation")]
