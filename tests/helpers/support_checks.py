@@ -26,7 +26,7 @@ from adakron.models import (
     parameter_report,
     route_experts,
 )
-from adakron.nn import AdaptedLayer
+from adakron.nn import AdaptedLayer, Router
 from adakron.placement import PLACEMENT
 from tests.helpers.architectures import DECODERS, ENCODER_DECODERS, language_model_class, tiny_batch, tiny_model
 
@@ -149,10 +149,16 @@ def switch(model: PreTrainedModel, enabled: bool) -> None:
             module.enabled = enabled
 
 
-def gradients(model: PreTrainedModel) -> dict[str, Tensor]:
-    """Of the sum of squared logits, by parameter name; parameters that collect none are left out."""
+def gradients(model: PreTrainedModel, router: Router | None = None) -> dict[str, Tensor]:
+    """Of the sum of squared logits, by parameter name; parameters that collect none are left out.
+
+    router: goes on to the next pass before the backward pass, as it does in a consistency loss.
+    """
     model.zero_grad()
-    forward(model).square().sum().backward()
+    loss = forward(model).square().sum()
+    if router is not None:
+        router.training_pass(0, 0, 1)
+    loss.backward()
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
@@ -269,7 +275,7 @@ def check_checkpointing(model_type: str, settings: Settings) -> None:
         if router is not None:
             router.training_pass(0, 0)
         torch.manual_seed(0)
-        return gradients(model), len(calls)
+        return gradients(model, router), len(calls)
 
     stored, once = run()
     checkpoint_activations(model, router)
