@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from adakron.adapter_io import load_adapter, save_adapter
 from adakron.config import AdapterConfig
 from adakron.errors import ConfigError
+from adakron.methods import METHODS
 from adakron.models import (
     AdaptedModelInfo,
     adapt,
@@ -101,12 +102,12 @@ def config_of(model_type: str, settings: Settings) -> AdapterConfig:
 
 def position_of(settings: Settings) -> str:
     """Where the method's adapters stand."""
-    return AdapterConfig(**settings).resolved().position or "ffn"
+    return str(settings.get("position") or METHODS[settings.get("method", "adakron")].position)
 
 
 def has_adapters(settings: Settings) -> bool:
     """Whether the method puts adapters into the backbone."""
-    return AdapterConfig(**settings).has_adapters
+    return METHODS[settings.get("method", "adakron")].trains == "adapters"
 
 
 def adapted(model_type: str, settings: Settings, *, auto_class: str = CLASSIFIER) -> tuple[PreTrainedModel, AdaptedModelInfo]:
