@@ -52,6 +52,52 @@ SIZES: dict[str, dict[str, Any]] = {
 DECODERS = ("gpt2", "gpt_neo", "gptj", "opt", "bloom", "phi", "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2")
 ENCODER_DECODERS = ("t5", "mt5", "bart")
 
+_BERT_PLACES = ("attention.output.dense", "output.dense")
+_LLAMA_PLACES = ("self_attn.o_proj", "mlp.down_proj")
+_LLAMA = [("model.layers.N", *_LLAMA_PLACES)]
+_T5 = [
+    ("transformer.encoder.block.N", "layer.0.SelfAttention.o", "layer.1.DenseReluDense.wo"),
+    ("transformer.decoder.block.N", "layer.0.SelfAttention.o", "layer.2.DenseReluDense.wo"),
+]
+PLACES: dict[str, list[tuple[str, str, str]]] = {
+    "bert": [("bert.encoder.layer.N", *_BERT_PLACES)],
+    "roberta": [("roberta.encoder.layer.N", *_BERT_PLACES)],
+    "xlm-roberta": [("roberta.encoder.layer.N", *_BERT_PLACES)],
+    "camembert": [("roberta.encoder.layer.N", *_BERT_PLACES)],
+    "electra": [("electra.encoder.layer.N", *_BERT_PLACES)],
+    "deberta": [("deberta.encoder.layer.N", *_BERT_PLACES)],
+    "deberta-v2": [("deberta.encoder.layer.N", *_BERT_PLACES)],
+    "distilbert": [("distilbert.transformer.layer.N", "attention.out_lin", "ffn.lin2")],
+    "albert": [("albert.encoder.albert_layer_groups.0.albert_layers.0", "attention.dense", "ffn_output")],
+    "mpnet": [("mpnet.encoder.layer.N", "attention.attn.o", "output.dense")],
+    "modernbert": [("model.layers.N", "attn.Wo", "mlp.Wo")],
+    "gpt2": [("transformer.h.N", "attn.c_proj", "mlp.c_proj")],
+    "gpt_neo": [("transformer.h.N", "attn.attention.out_proj", "mlp.c_proj")],
+    "gptj": [("transformer.h.N", "attn.out_proj", "mlp.fc_out")],
+    "opt": [("model.decoder.layers.N", "self_attn.out_proj", "fc2")],
+    "bloom": [("transformer.h.N", "self_attention.dense", "mlp.dense_4h_to_h")],
+    "phi": [("model.layers.N", "self_attn.dense", "mlp.fc2")],
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "qwen2": _LLAMA,
+    "qwen3": _LLAMA,
+    "gemma": _LLAMA,
+    "gemma2": _LLAMA,
+    "t5": _T5,
+    "mt5": _T5,
+    "bart": [(f"model.{stack}.layers.N", "self_attn.out_proj", "fc2") for stack in ("encoder", "decoder")],
+}
+"""Written out, independent of PLACEMENT: of each stack of a classifier its layers (N: number), the attention and the FFN place."""
+
+FLAT_FFN = ("opt",)
+"""Model types that flatten (B, T, D) to (B T, D) before the FFN, so that an adapter there cannot tell sentences apart."""
+
+WITHOUT_CHECKPOINTING = ("albert", "mpnet")
+"""Model types whose code in transformers cannot compute activations again."""
+
+WITHOUT_BIASES = ("modernbert", "llama", "mistral", "qwen3", "gemma", "gemma2", "t5", "mt5")
+"""Model types that have no bias outside their head, so that bitfit has nothing to train."""
+
 
 def language_model_class(model_type: str) -> str:
     """The Auto class of the architecture's language model."""
@@ -69,11 +115,10 @@ def tiny_model(model_type: str, *, auto_class: str = "AutoModelForSequenceClassi
     return model.eval()
 
 
-def tiny_batch(end_token: int | None = None) -> dict[str, torch.Tensor]:
-    """input_ids and attention_mask (3, 7), the last row padded by two; end_token: what each row's text ends in."""
+def tiny_batch() -> dict[str, torch.Tensor]:
+    """input_ids and attention_mask (3, 7), the last row padded by two; each text ends in token 1, where encoder-decoders classify."""
     input_ids = torch.arange(2, 23).reshape(3, 7)
     mask = torch.ones_like(input_ids)
-    if end_token is not None:
-        input_ids[:2, 6], input_ids[2, 4] = end_token, end_token
+    input_ids[:2, 6], input_ids[2, 4] = 1, 1
     input_ids[2, 5:], mask[2, 5:] = 0, 0
     return {"input_ids": input_ids, "attention_mask": mask}

@@ -29,57 +29,21 @@ from adakron.models import (
 )
 from adakron.nn import AdaptedLayer, Router
 from adakron.placement import PLACEMENT
-from tests.helpers.architectures import DECODERS, ENCODER_DECODERS, language_model_class, tiny_batch, tiny_model
+from tests.helpers.architectures import (
+    DECODERS,
+    ENCODER_DECODERS,
+    FLAT_FFN,
+    PLACES,
+    WITHOUT_BIASES,
+    WITHOUT_CHECKPOINTING,
+    language_model_class,
+    tiny_batch,
+    tiny_model,
+)
 
-WIDTH, LAYERS, END = 32, 2, 1
+WIDTH, LAYERS = 32, 2
 CLASSIFIER = "AutoModelForSequenceClassification"
 Settings = Mapping[str, Any]
-
-_BERT_PLACES = ("attention.output.dense", "output.dense")
-_LLAMA_PLACES = ("self_attn.o_proj", "mlp.down_proj")
-_LLAMA = [("model.layers.N", *_LLAMA_PLACES)]
-_T5 = [
-    ("transformer.encoder.block.N", "layer.0.SelfAttention.o", "layer.1.DenseReluDense.wo"),
-    ("transformer.decoder.block.N", "layer.0.SelfAttention.o", "layer.2.DenseReluDense.wo"),
-]
-PLACES: dict[str, list[tuple[str, str, str]]] = {
-    "bert": [("bert.encoder.layer.N", *_BERT_PLACES)],
-    "roberta": [("roberta.encoder.layer.N", *_BERT_PLACES)],
-    "xlm-roberta": [("roberta.encoder.layer.N", *_BERT_PLACES)],
-    "camembert": [("roberta.encoder.layer.N", *_BERT_PLACES)],
-    "electra": [("electra.encoder.layer.N", *_BERT_PLACES)],
-    "deberta": [("deberta.encoder.layer.N", *_BERT_PLACES)],
-    "deberta-v2": [("deberta.encoder.layer.N", *_BERT_PLACES)],
-    "distilbert": [("distilbert.transformer.layer.N", "attention.out_lin", "ffn.lin2")],
-    "albert": [("albert.encoder.albert_layer_groups.0.albert_layers.0", "attention.dense", "ffn_output")],
-    "mpnet": [("mpnet.encoder.layer.N", "attention.attn.o", "output.dense")],
-    "modernbert": [("model.layers.N", "attn.Wo", "mlp.Wo")],
-    "gpt2": [("transformer.h.N", "attn.c_proj", "mlp.c_proj")],
-    "gpt_neo": [("transformer.h.N", "attn.attention.out_proj", "mlp.c_proj")],
-    "gptj": [("transformer.h.N", "attn.out_proj", "mlp.fc_out")],
-    "opt": [("model.decoder.layers.N", "self_attn.out_proj", "fc2")],
-    "bloom": [("transformer.h.N", "self_attention.dense", "mlp.dense_4h_to_h")],
-    "phi": [("model.layers.N", "self_attn.dense", "mlp.fc2")],
-    "llama": _LLAMA,
-    "mistral": _LLAMA,
-    "qwen2": _LLAMA,
-    "qwen3": _LLAMA,
-    "gemma": _LLAMA,
-    "gemma2": _LLAMA,
-    "t5": _T5,
-    "mt5": _T5,
-    "bart": [(f"model.{stack}.layers.N", "self_attn.out_proj", "fc2") for stack in ("encoder", "decoder")],
-}
-"""Written out, independent of PLACEMENT: of each stack of a classifier its layers (N: number), the attention and the FFN place."""
-
-FLAT_FFN = ("opt",)
-"""Model types that flatten (B, T, D) to (B T, D) before the FFN, so that an adapter there cannot tell sentences apart."""
-
-WITHOUT_CHECKPOINTING = ("albert", "mpnet")
-"""Model types whose code in transformers cannot compute activations again."""
-
-WITHOUT_BIASES = ("modernbert", "llama", "mistral", "qwen3", "gemma", "gemma2", "t5", "mt5")
-"""Model types that have no bias outside their head, so that bitfit has nothing to train."""
 
 
 def expected_sites(model_type: str, position: str) -> list[str]:
@@ -132,8 +96,8 @@ def plain(model_type: str, *, auto_class: str = CLASSIFIER) -> PreTrainedModel:
 
 
 def forward(model: PreTrainedModel) -> Tensor:
-    """Logits (3, 3) of a batch with padding, whose rows end in the end token where the classifier looks for one."""
-    result: Tensor = model(**tiny_batch(END if model.config.model_type in ENCODER_DECODERS else None)).logits
+    """Logits (3, 3) of a batch with padding."""
+    result: Tensor = model(**tiny_batch()).logits
     return result
 
 
@@ -288,7 +252,7 @@ def check_checkpointing(model_type: str, settings: Settings) -> None:
 
 def check_generation(model_type: str, settings: Settings) -> None:
     """generate() gives the same tokens and logits with and without the cache, and the adapters have a say in them."""
-    model, _ = adapted(model_type, {**settings, "init_std": 0.3}, auto_class=language_model_class(model_type))
+    model: Any = adapted(model_type, {**settings, "init_std": 0.3}, auto_class=language_model_class(model_type))[0]
     # In float64 what remains between the two is the float32 of some architectures' softmax, positions and norms.
     model.double()
     prompt = tiny_batch()["input_ids"][:2]
@@ -315,7 +279,8 @@ def check_input(model_type: str, settings: Settings) -> None:
     model, info = adapted(model_type, settings)
     shapes: dict[str, set[int]] = {site: set() for site in info.sites}
     for site in info.sites:
-        model.get_submodule(site).adakron_adapter.register_forward_pre_hook(lambda _, given, site=site: shapes[site].add(given[0].dim()))
+        adapter = model.get_submodule(f"{site}.adakron_adapter")
+        adapter.register_forward_pre_hook(lambda _, given, site=site: shapes[site].add(given[0].dim()))
     logits(model)
     flat = {*expected_sites(model_type, "ffn")} if model_type in FLAT_FFN else set()
     assert shapes == {site: {2 if site in flat else 3} for site in info.sites}

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from adakron.placement import PLACEMENT
-from tests.helpers.support_checks import CHECKS, FLAT_FFN, PLACES, WITHOUT_CHECKPOINTING, applicable, is_refused
+from tests.helpers.architectures import FLAT_FFN, PLACES, WITHOUT_CHECKPOINTING
+from tests.helpers.support_checks import CHECKS, applicable, is_refused
 
 METHODS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("adakron", {}),

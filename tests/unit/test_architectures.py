@@ -3,7 +3,8 @@
 import pytest
 
 from adakron.placement import PLACEMENT, find_sites
-from tests.helpers.support_checks import CHECKS, PLACES, applicable, expected_sites, plain
+from tests.helpers.architectures import PLACES
+from tests.helpers.support_checks import CHECKS, applicable, expected_sites, plain
 from tests.helpers.support_matrix import CELLS, FILE, METHODS, render
 
 CASES = [

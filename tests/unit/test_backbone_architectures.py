@@ -174,6 +174,6 @@ def test_layers_that_stay_in_float32_beside_float16(model_type: str, tmp_path: P
     info = adapt(model, AdapterConfig(bottleneck_dim=8), seed=0)
     for site in info.sites:
         layer = model.get_submodule(site)
-        assert {parameter.dtype for parameter in layer.parameters()} == {layer.base_layer.weight.dtype}
+        assert {parameter.dtype for parameter in layer.parameters()} == {model.get_parameter(f"{site}.base_layer.weight").dtype}
     input_ids = torch.tensor([[5, 6, END], [7, 8, END]])
     assert model(input_ids=input_ids, attention_mask=torch.ones_like(input_ids)).logits.isfinite().all()
