@@ -44,6 +44,11 @@ def saved_run_parser(description: str) -> Parser:
     parser.add_argument("run_folder", help="Output folder of a run, or one of its checkpoint-<step> folders.")
     parser.add_argument("--per_device_eval_batch_size", type=int, help="Examples per forward pass and rank. Default: the run's.")
     parser.add_argument("--model_name_or_path", help="Where the run's backbone is now, if it moved.")
+    parser.add_argument(
+        "--allow_other_backbone",
+        action="store_true",
+        help="Load the adapter though it was trained on another backbone; warns what differs.",
+    )
     add_launcher_flags(parser)
     return parser
 
@@ -81,7 +86,7 @@ def open_run(options: argparse.Namespace, world: World, needs_data: bool = True)
     base = backbone.load_backbone(
         config.model, auto_class=adapter.auto_class, options=adapter.model_options, seed=config.training.seed, device_type=device.type
     )
-    adapter_io.load_adapter(base.model, folder)
+    adapter_io.load_adapter(base.model, folder, tokenizer=base.tokenizer, allow_other_backbone=options.allow_other_backbone)
     model: nn.Module = base.model
     model.to(device=device, dtype=precision).eval().requires_grad_(False)
     evaluator = Evaluator(
