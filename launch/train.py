@@ -31,6 +31,7 @@ from adakron.engine.ds_config import DeepSpeedSettings
 from adakron.engine.engine import TrainingEngine
 from adakron.errors import ConfigError, DataError
 from adakron.evaluator import Evaluator
+from adakron.fingerprint import take_fingerprint
 from adakron.log import get_logger
 from adakron.metrics import JsonLinesSink, MetricRecorder, TensorBoardSink, peak_memory_mib
 from adakron.tasks import create_task
@@ -66,6 +67,8 @@ def main(arguments: Sequence[str], world: World) -> None:
     base = backbone.load_backbone(
         config.model, auto_class=task.auto_class, options=task.model_options(), seed=config.training.seed, device_type=device.type
     )
+    # Before anything trains: bitfit and full change what it samples.
+    fingerprint = take_fingerprint(base.model, base.tokenizer)
     info = models.adapt(base.model, config.adapter, seed=config.training.seed, new_parameters=base.new_parameters)
     models.assert_trainable(base.model, info)
     check_consistency(config, base.model)
@@ -130,6 +133,7 @@ def main(arguments: Sequence[str], world: World) -> None:
                 base_model=base.name,
                 auto_class=task.auto_class,
                 model_options=task.model_options(),
+                backbone=fingerprint,
             )
             base.tokenizer.save_pretrained(target)
             run_folder.write_json(target / run_folder.STATE_FILE, state)
