@@ -86,7 +86,7 @@ def check_architecture(config: ModelConfig, adapter: AdapterConfig, *, auto_clas
 
     The model is built on the meta device from its configuration alone. Raises ConfigError.
     """
-    architecture = load_config(config, options)
+    architecture = load_config(config, options, auto_class)
     auto = model_class(auto_class)
     with quiet_transformers(), torch.device("meta"):
         try:
@@ -122,7 +122,7 @@ def adapt(
     if any(isinstance(module, AdaptedLayer) for module in model.modules()):
         raise ConfigError(f"this {type(model).__name__} already has adapters; load the backbone anew")
     names = _declared_head(model, config) or head_modules(model, new_parameters.names) if heads is None else tuple(heads)
-    sites = find_sites(model, config.target_modules) if config.has_adapters else []
+    sites = _sites(model, config) if config.has_adapters else []
     overlap = [site for site in sites if is_inside(site, names)]
     if overlap:
         raise ConfigError(
@@ -231,6 +231,16 @@ def _tuned_parameters(model: PreTrainedModel, config: AdapterConfig, heads: Sequ
     if not biases:
         raise ConfigError(f"method bitfit trains biases, and {type(model).__name__} has none outside its head; choose another --method")
     return biases
+
+
+def _sites(model: PreTrainedModel, config: AdapterConfig) -> list[str]:
+    return find_sites(
+        model,
+        config.target_modules,
+        position=config.position or "ffn",
+        exclude_modules=config.exclude_modules,
+        layers=config.layers,
+    )
 
 
 def _declared_head(model: PreTrainedModel, config: AdapterConfig) -> tuple[str, ...]:

@@ -4,7 +4,6 @@ A check takes the model type and the settings of a method (arguments of AdapterC
 every check that applies; `tests/helpers/support_matrix.py` makes a table of them.
 """
 
-import dataclasses
 import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -28,7 +27,6 @@ from adakron.models import (
     route_experts,
 )
 from adakron.nn import AdaptedLayer, Router
-from adakron.placement import PLACEMENT
 from tests.helpers.architectures import (
     DECODERS,
     ENCODER_DECODERS,
@@ -56,12 +54,9 @@ def expected_sites(model_type: str, position: str) -> list[str]:
     return sites
 
 
-def config_of(model_type: str, settings: Settings) -> AdapterConfig:
-    """Resolved settings of small adapters, with the position as the expression that names it."""
-    config = AdapterConfig(**({"bottleneck_dim": 8} | dict(settings))).resolved()
-    if config.position in (None, "ffn"):
-        return config
-    return dataclasses.replace(config, position=None, target_modules=PLACEMENT[model_type].pattern(config.position))
+def config_of(settings: Settings) -> AdapterConfig:
+    """Resolved settings of small adapters."""
+    return AdapterConfig(**({"bottleneck_dim": 8} | dict(settings))).resolved()
 
 
 def position_of(settings: Settings) -> str:
@@ -77,7 +72,7 @@ def has_adapters(settings: Settings) -> bool:
 def adapted(model_type: str, settings: Settings, *, auto_class: str = CLASSIFIER) -> tuple[PreTrainedModel, AdaptedModelInfo]:
     """A tiny model with the method's adapters, in evaluation mode."""
     model = plain(model_type, auto_class=auto_class)
-    return model, adapt(model, config_of(model_type, settings), seed=1)
+    return model, adapt(model, config_of(settings), seed=1)
 
 
 def plain(model_type: str, *, auto_class: str = CLASSIFIER) -> PreTrainedModel:
@@ -151,7 +146,7 @@ def check_count(model_type: str, settings: Settings) -> None:
     model, info = adapted(model_type, settings)
     report = parameter_report(model, info)
     sites = len(expected_sites(model_type, position_of(settings))) if has_adapters(settings) else 0
-    assert report.adapter == sites * expected_adapter_parameters(WIDTH, config_of(model_type, settings)), report
+    assert report.adapter == sites * expected_adapter_parameters(WIDTH, config_of(settings)), report
     assert report.total == sum(parameter.numel() for parameter in model.parameters())
     assert report.trainable == sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
@@ -210,7 +205,7 @@ def check_saving(model_type: str, settings: Settings) -> None:
         save_adapter(
             folder,
             tensors=tensors,
-            adapter=config_of(model_type, settings),
+            adapter=config_of(settings),
             info=info,
             base_model="tiny",
             auto_class=CLASSIFIER,
