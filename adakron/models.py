@@ -122,7 +122,7 @@ def adapt(
     if any(isinstance(module, AdaptedLayer) for module in model.modules()):
         raise ConfigError(f"this {type(model).__name__} already has adapters; load the backbone anew")
     names = _declared_head(model, config) or head_modules(model, new_parameters.names) if heads is None else tuple(heads)
-    sites = find_sites(model, config.target_modules) if config.has_adapters else []
+    sites = sites_of(model, config)
     overlap = [site for site in sites if is_inside(site, names)]
     if overlap:
         raise ConfigError(
@@ -149,6 +149,11 @@ def adapt(
     info = AdaptedModelInfo(tuple(sites), names, _adapter_parameters(model, sites), tuned)
     train_only(model, info)
     return info
+
+
+def sites_of(model: PreTrainedModel, config: AdapterConfig) -> list[str]:
+    """Names of the layers that resolved settings adapt, in model order; none for a method without adapters. See `find_sites`."""
+    return find_sites(model, config.target_modules) if config.has_adapters else []
 
 
 def adapter_options(config: AdapterConfig) -> dict[str, Any]:

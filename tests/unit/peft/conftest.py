@@ -1,0 +1,15 @@
+import pytest
+
+pytest.importorskip("peft")
+
+IGNORED = (
+    # PEFT up to 0.21.2 reads a property that transformers 5 renamed, whenever it wraps a model.
+    "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "unit/peft" in item.path.as_posix():
+            for line in IGNORED:
+                item.add_marker(pytest.mark.filterwarnings(line))
