@@ -3,6 +3,8 @@ import pytest
 pytest.importorskip("peft")
 
 IGNORED = (
+    # FRoD makes a sparse matrix in each forward pass, and torch reminds once per process of checks that are off.
+    "ignore:Sparse invariant checks are implicitly disabled:UserWarning",
     # PEFT up to 0.21.2 reads a property that transformers 5 renamed, whenever it wraps a model.
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning",
 )
