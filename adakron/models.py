@@ -194,7 +194,7 @@ def route_experts(model: nn.Module, seed: int) -> Router | None:
     return router
 
 
-def checkpoint_activations(model: PreTrainedModel, router: Router | None) -> None:
+def checkpoint_activations(model: Any, router: Router | None) -> None:
     """Compute each layer's activations again in the backward pass instead of keeping them; ConfigError where the model cannot.
 
     The layers draw the same dropout again, and through the router the same experts.
@@ -205,6 +205,14 @@ def checkpoint_activations(model: PreTrainedModel, router: Router | None) -> Non
     if router is not None:
         options["context_fn"] = router.checkpoint_contexts
     model.activation_checkpointing_enable(options)
+
+
+@torch.no_grad()
+def cast_parameters(model: nn.Module, dtype: torch.dtype) -> None:
+    """Give a model a run's precision as DeepSpeed does: floating parameters, not the buffers (rotary frequencies, expert scores)."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
 
 
 def adapter_buffers(model: nn.Module, info: AdaptedModelInfo) -> dict[str, Tensor]:

@@ -31,7 +31,19 @@ _WRITTEN = TOKENIZER_FILES | {
     RUN_FILE, DEEPSPEED_FILE, STATE_FILE, METRICS_FILE, BACKBONE_FILE, "train_results.json", "eval_results.json",
     "all_results.json", "adapter_config.json", "adapter_model.safetensors",
 }  # fmt: skip
-_VERSIONED = ("adakron", "torch", "deepspeed", "transformers", "datasets", "evaluate", "numpy", "scikit-learn", "scipy", "tokenizers")
+_VERSIONED = (
+    "adakron",
+    "torch",
+    "deepspeed",
+    "transformers",
+    "peft",
+    "datasets",
+    "evaluate",
+    "numpy",
+    "scikit-learn",
+    "scipy",
+    "tokenizers",
+)
 
 
 def check_free(folder: Path, overwrite: bool) -> None:

@@ -19,7 +19,7 @@ from adakron import run_folder
 from adakron.adapter_io import TASK_TYPES, WEIGHTS_FILE
 from adakron.backbone import is_inside
 from adakron.errors import CheckpointError
-from adakron.peft.methods import ADAPTER_NAME, NAME_PREFIX, Attached, quiet_peft
+from adakron.peft.methods import ADAPTER_NAME, NAME_PREFIX, Attached, cast_buffers, named_tensors, quiet_peft
 
 _COPIES = ("original_module", "modules_to_save")
 
@@ -81,11 +81,13 @@ def read_backbone(folder: str | Path) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def load(model: PreTrainedModel, folder: str | Path) -> PeftModel:
+def load(model: PreTrainedModel, folder: str | Path, dtype: torch.dtype = torch.float32) -> PeftModel:
     """A freshly loaded backbone with a saved adapter and head, frozen and in evaluation mode.
 
+    dtype: of the run that will use it, see `methods.attach`; parameters keep theirs.
     Raises CheckpointError where PEFT cannot read the folder, or where tensors are missing or left over, which PEFT lets pass.
     """
+    backbone = {id(tensor) for _, tensor in named_tensors(model)}
     try:
         stored = set(safetensors.torch.load_file(Path(folder) / WEIGHTS_FILE))
         with quiet_peft():
@@ -102,4 +104,5 @@ def load(model: PreTrainedModel, folder: str | Path) -> PeftModel:
     problems = [f"missing {name}" for name in sorted(expected - stored)] + [f"unexpected {name}" for name in sorted(stored - known)]
     if problems:
         raise CheckpointError(f"{folder} does not fit {type(model).__name__}: " + "; ".join(problems))
+    cast_buffers(loaded, backbone, dtype)
     return loaded.eval().requires_grad_(False)

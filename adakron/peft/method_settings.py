@@ -27,9 +27,14 @@ REFUSED = {
     "poly": "needs to be told each example's task",
     "xlora": "mixes adapters that were trained before",
     "osf": "trains the backbone's own weights, which its adapter file does not hold",
+    "lily": "mixes its experts by an average over the whole batch, so that a text's result depends on its neighbours",
     "shadow": "adds a loss of its own, and knows decoders only",
 }
 """PEFT's methods that would not work as they should in our trainer, with the reason."""
+
+NOT_AT_STAGE_3 = {"deft": "reads the shapes of weights that ZeRO-3 has partitioned"}
+ONLY_IN_FP32 = {"adamss": "multiplies tensors of its own, in float32, with the layer's input"}
+"""Methods that train under some of the shipped JSONs only, with the reason."""
 
 _REFUSED_SETTINGS = {
     "use_asa": "masks subspaces during training, by calls that this trainer does not make",
@@ -51,6 +56,17 @@ def available() -> list[str]:
     """The methods that this release trains with the installed PEFT, by the names that --method takes."""
     names = {kind.value.lower() for kind in PEFT_TYPE_TO_CONFIG_MAPPING} - {PEFT_TYPE.lower(), *REFUSED}
     return sorted(names | {"dora"})
+
+
+def check_run(config: AdapterConfig, stage: int, precision: str) -> None:
+    """ConfigError where the method cannot train at that ZeRO stage, or in that precision (fp32, bf16, fp16)."""
+    problems = []
+    if stage == 3 and config.method in NOT_AT_STAGE_3:
+        problems.append(f"at ZeRO-3: it {NOT_AT_STAGE_3[config.method]}; choose --deepspeed ds_configs/zero2.json")
+    if precision != "fp32" and config.method in ONLY_IN_FP32:
+        problems.append(f"in {precision}: it {ONLY_IN_FP32[config.method]}; choose --deepspeed ds_configs/zero2_fp32.json")
+    if problems:
+        raise ConfigError([f"method {config.method} of PEFT does not train {problem}, or another --method" for problem in problems])
 
 
 def method_config(config: AdapterConfig) -> PeftConfig:

@@ -65,10 +65,12 @@ def attach(
     *,
     seed: int,
     new_parameters: NewParameters = NewParameters(),  # noqa: B008, an immutable value
+    dtype: torch.dtype = torch.float32,
 ) -> Attached:
     """Put the adapters of a method of PEFT's into a backbone and let them and the head train; see `adakron.models.adapt`.
 
     seed: of the adapters' initial values, which are the same on every rank and leave the global random state alone.
+    dtype: of the run; what the adapters hold besides parameters gets it here, for DeepSpeed casts parameters only.
     Raises ConfigError on settings that PEFT refuses, a head that would stay random, and methods that would not load again.
     """
     peft_config: Any = method_config(config)
@@ -77,7 +79,7 @@ def attach(
     if problems:
         raise ConfigError(problems)
     # Names, places and versions of all tensors: an initialisation that writes to them shows in the last two.
-    before = {id(tensor): (name, tensor.data_ptr(), tensor._version) for name, tensor in _tensors(model)}
+    before = {id(tensor): (name, tensor.data_ptr(), tensor._version) for name, tensor in named_tensors(model)}
     # Layers of the head are no targets; PEFT leaves out what it is told to train whole.
     peft_config.modules_to_save = list(heads) or None
     try:
@@ -86,7 +88,7 @@ def attach(
     except Exception as error:
         raise ConfigError(_refusal(model, config, error)) from error
     _unwrap_heads(wrapped)
-    after = {id(tensor): (tensor.data_ptr(), tensor._version) for _, tensor in _tensors(model)}
+    after = {id(tensor): (tensor.data_ptr(), tensor._version) for _, tensor in named_tensors(model)}
     changed = [name for key, (name, *state) in before.items() if after.get(key) != tuple(state)]
     if changed:
         raise ConfigError(
@@ -95,10 +97,20 @@ def attach(
         )
     attached = _describe(wrapped, heads, before.keys())
     _check_saved(attached, config.method)
+    cast_buffers(wrapped, before.keys(), dtype)
     return attached
 
 
-def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
+def cast_buffers(model: nn.Module, backbone: Collection[int], dtype: torch.dtype) -> None:
+    """Give the floating buffers of the adapters a dtype: PEFT multiplies them with parameters. backbone: identities of all others."""
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if id(buffer) not in backbone and buffer.is_floating_point():
+                module._buffers[name] = buffer.to(dtype)
+
+
+def named_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """Parameters and buffers."""
     return [*model.named_parameters(), *model.named_buffers()]
 
 

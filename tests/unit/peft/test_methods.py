@@ -18,25 +18,12 @@ from adakron.backbone import NewParameters
 from adakron.config import AdapterConfig
 from adakron.errors import CheckpointError, ConfigError
 from adakron.peft import folders
-from adakron.peft.method_settings import REFUSED, available, method_config
+from adakron.peft.method_settings import REFUSED, available, check_run, method_config
 from adakron.peft.methods import Attached, attach, quiet_peft
 from tests.helpers.architectures import tiny_batch, tiny_model
+from tests.helpers.peft_worker import SETTINGS
 
 BATCH = tiny_batch()
-SETTINGS: dict[str, dict[str, Any]] = {
-    "adamss": {"r": 16},
-    "c3a": {"block_size": 16},
-    "fourierft": {"n_frequency": 50},
-    "frod": {"progressbar": False},
-    "ln_tuning": {"target_modules": ["LayerNorm"]},
-    "miss": {"r": 8},
-    "road": {"group_size": 16},
-    "shira": {"r": 4},
-    "trainable_tokens": {"token_indices": [1, 2, 3, 4, 5]},
-    "vblora": {"vector_length": 16, "num_vectors": 20},
-    "waveft": {"n_frequency": 50},
-}
-"""Where PEFT's defaults do not suit a model of width 32."""
 
 
 def adapter(method: str, **settings: Any) -> AdapterConfig:
@@ -255,6 +242,27 @@ def test_settings_that_do_not_fit_the_model_are_refused(method, settings, messag
     text = None if settings is None else json.dumps(settings)
     with pytest.raises(ConfigError, match=message):
         attach(tiny_model("bert"), AdapterConfig(method=method, method_config=text), seed=0)
+
+
+def test_what_deepspeed_and_a_method_do_not_do_together_is_refused():
+    check_run(AdapterConfig(method="lora"), 3, "bf16")
+    check_run(AdapterConfig(method="deft"), 2, "bf16")
+    with pytest.raises(ConfigError, match=r"method deft of PEFT does not train at ZeRO-3: .*zero2\.json"):
+        check_run(AdapterConfig(method="deft"), 3, "fp32")
+    with pytest.raises(ConfigError, match=r"method adamss of PEFT does not train in bf16: .*zero2_fp32\.json"):
+        check_run(AdapterConfig(method="adamss"), 2, "bf16")
+
+
+def test_what_is_no_parameter_gets_the_runs_precision_and_is_saved_exactly(tmp_path):
+    # DeepSpeed casts parameters only, and PEFT multiplies both.
+    attached = attach(tiny_model("bert"), adapter("vera"), seed=0, dtype=torch.bfloat16)
+    models.cast_parameters(attached.model, torch.bfloat16)
+    expected = logits(attached.model)
+    assert {tensor.dtype for tensor in attached.kept.values()} == {torch.float32}
+    write(tmp_path, attached)
+    again = folders.load(tiny_model("bert"), tmp_path, torch.bfloat16)
+    models.cast_parameters(again, torch.bfloat16)
+    assert torch.equal(logits(again), expected)
 
 
 def test_a_folder_is_read_again_or_says_what_is_wrong(tmp_path):
