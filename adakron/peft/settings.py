@@ -31,7 +31,8 @@ class AdaKronConfig(PeftConfig):
     target_modules: as everywhere in PEFT, a regular expression of whole module names or a list of their endings; default: the
     architecture's layers (`adakron.placement`). modules_to_save: modules that train whole; default: the task head.
     seed: of the initial values, which are then those of `adakron.models.adapt`; default: drawn from PyTorch's global generator.
-    auto_class, model_options: what builds the head again; taken from the model where they are not given.
+    auto_class, model_options: what builds the head again; taken from the model where they are not given. backbone: what the adapter
+    was trained on, as a folder of ours says it.
     The settings from `method` on mean what they mean in `adakron.config.AdapterConfig`, and what is None is the method's own.
     Raises ConfigError on settings that AdapterConfig refuses, and on methods without adapters: PEFT has no place for them.
     """
@@ -62,6 +63,7 @@ class AdaKronConfig(PeftConfig):
     auto_class: str | None = None
     model_options: dict[str, Any] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
+    backbone: dict[str, Any] | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -80,7 +82,7 @@ class AdaKronConfig(PeftConfig):
         if not adapter.has_adapters or self.tuned_parameters or self.target_modules == []:
             raise ConfigError(
                 f"method {self.method} trains parameters of the model itself and puts no adapters into it, which PEFT cannot do; load it"
-                " with adakron.adapter_io.load_adapter, or choose a method with adapters"
+                " with adakron.load_adapter, or choose a method with adapters"
             )
 
     @property
