@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from adakron.adapter_io import save_adapter
     from adakron.api import load_adapter
+    from adakron.bank import AdapterBank
     from adakron.config import AdapterConfig
     from adakron.models import adapt
     from adakron.nn import BottleneckAdapter
 
 __version__ = "0.1.0"
 
-__all__ = ["AdapterConfig", "BottleneckAdapter", "adapt", "load_adapter", "save_adapter"]
+__all__ = ["AdapterBank", "AdapterConfig", "BottleneckAdapter", "adapt", "load_adapter", "save_adapter"]
 
 _HOMES = {
+    "AdapterBank": "adakron.bank",
     "AdapterConfig": "adakron.config",
     "BottleneckAdapter": "adakron.nn",
     "adapt": "adakron.models",

@@ -6,6 +6,7 @@ Nothing here pickles or unpickles.
 """
 
 import json
+import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,13 +17,16 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from adakron.backbone import is_inside
 from adakron.config import AdapterConfig
 from adakron.errors import CheckpointError, ConfigError
+from adakron.fingerprint import BackboneFingerprint, backbone_differences
 from adakron.models import AdaptedModelInfo, adapt
 from adakron.nn import PROJECTIONS, AdaptedLayer
+
+log = logging.getLogger(__name__)
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -63,7 +67,7 @@ class AdapterFolder:
     base_model: folder or hub id of the backbone (or the name of the packaged one), for --model_name_or_path.
     auto_class, model_options: what builds the same head again, as `load_backbone` takes them.
     head_modules, sites, tuned_parameters: what is saved, see `AdaptedModelInfo`.
-    extra: whatever the run added.
+    backbone: what it was trained on; None in folders that older releases wrote. extra: whatever the run added.
     """
 
     adapter: AdapterConfig
@@ -74,6 +78,7 @@ class AdapterFolder:
     sites: tuple[str, ...]
     tuned_parameters: tuple[str, ...]
     extra: dict[str, Any]
+    backbone: BackboneFingerprint | None = None
 
 
 def save_adapter(
@@ -85,13 +90,15 @@ def save_adapter(
     base_model: str,
     auto_class: str,
     model_options: Mapping[str, Any],
+    backbone: BackboneFingerprint | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> None:
     """Write an adapter folder; a reader sees each file whole or not at all.
 
     tensors: every trained tensor, whole (not a ZeRO partition), by its parameter name in the model, and what the adapters hold
     besides (`models.adapter_buffers`); saved as float32.
-    info: what trains, as `adapt` returned it. The other arguments: see `AdapterFolder`; extra must be JSON.
+    info: what trains, as `adapt` returned it. backbone: `take_fingerprint` of the model before it was trained; without it loading
+    cannot tell another backbone of the same shape. The other arguments: see `AdapterFolder`; extra must be JSON.
     Raises CheckpointError where the tensors are not exactly those of the adapters and the head, or one is empty.
     """
     adapter = adapter.resolved()
@@ -118,6 +125,7 @@ def save_adapter(
         **{name: value for name, value in settings.items() if name != "target_modules"},
         # PEFT's target_modules holds what was adapted; the expression that chose it, if any, is ours.
         "target_pattern": settings["target_modules"],
+        "backbone": None if backbone is None else backbone.to_dict(),
         "extra": dict(extra or {}),
     }
     # Serialised before the first write, so that content that is not JSON leaves no half folder.
@@ -154,6 +162,12 @@ def read_adapter_config(folder: str | Path) -> AdapterFolder:
     for key in ("modules_to_save", "target_modules", "tuned_parameters"):
         if isinstance(content.get(key), list) and not all(isinstance(name, str) for name in content[key]):
             problems.append(f"{key} must list names, got {content[key]!r}")
+    fingerprint = None
+    if content.get("backbone") is not None:
+        try:
+            fingerprint = BackboneFingerprint.from_dict(content["backbone"])
+        except CheckpointError as error:
+            problems.append(str(error))
     if isinstance(content.get("model_options"), dict):
         problems += _label_problems(content["model_options"], content.get("auto_class"))
     if problems or adapter is None:
@@ -171,6 +185,7 @@ def read_adapter_config(folder: str | Path) -> AdapterFolder:
         sites=tuple(content["target_modules"]),
         tuned_parameters=tuple(content["tuned_parameters"]),
         extra=content["extra"],
+        backbone=fingerprint,
     )
 
 
@@ -246,13 +261,58 @@ def read_adapter_tensors(folder: str | Path) -> dict[str, Tensor]:
     return tensors
 
 
-@torch.no_grad()
-def load_adapter(model: PreTrainedModel, folder: str | Path) -> AdaptedModelInfo:
+def load_adapter(
+    model: PreTrainedModel,
+    folder: str | Path,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    allow_other_backbone: bool = False,
+) -> AdaptedModelInfo:
     """Put a saved adapter and head into a freshly loaded backbone, or into a model that has adapters of the same make.
 
     model: not yet wrapped or partitioned by DeepSpeed. Its parameters take the saved values in their own dtype and device.
+    tokenizer, allow_other_backbone: see `check_backbone`.
     Raises CheckpointError, listing every missing, unexpected or misshapen tensor; no value is then copied.
     """
+    check_backbone(model, folder, tokenizer=tokenizer, allow_other_backbone=allow_other_backbone)
+    return load_tensors(model, folder)
+
+
+def check_backbone(
+    model: PreTrainedModel,
+    folder: str | Path,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    allow_other_backbone: bool = False,
+) -> None:
+    """Raise CheckpointError, with every difference, where the folder's adapter was trained on another backbone.
+
+    tokenizer: compared as well where it is given. allow_other_backbone: log the differences as a warning instead. A folder
+    without a fingerprint fits every backbone, as far as this can tell.
+    """
+    saved = read_adapter_config(folder)
+    if saved.backbone is None:
+        return
+    found = backbone_differences(saved.backbone, model, tokenizer, loaded_over=(*saved.head_modules, *saved.tuned_parameters))
+    report_differences(found, model, folder, saved.base_model, allow_other_backbone=allow_other_backbone)
+
+
+def report_differences(
+    found: Sequence[str], model: PreTrainedModel, folder: str | Path, base_model: str, *, allow_other_backbone: bool
+) -> None:
+    """Raise CheckpointError with the differences between a folder's backbone and this model, if any, or log them as a warning."""
+    if found and allow_other_backbone:
+        log.warning("%s was trained on another backbone (%s), its results here are unknown: %s", folder, base_model, "; ".join(found))
+    elif found:
+        raise CheckpointError(
+            f"{folder} was trained on another backbone ({base_model}) than this {type(model).__name__}: {'; '.join(found)} (name"
+            " its own backbone with --model_name_or_path, or load it all the same with --allow_other_backbone)"
+        )
+
+
+@torch.no_grad()
+def load_tensors(model: PreTrainedModel, folder: str | Path) -> AdaptedModelInfo:
+    """`load_adapter` without a look at what the backbone is."""
     saved = read_adapter_config(folder)
     tensors = read_adapter_tensors(folder)
     names = {name for name, _ in model.named_modules()}

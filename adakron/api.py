@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from adakron import adapter_io
 from adakron.adapter_io import AdapterFolder, read_adapter_config
@@ -10,17 +10,25 @@ from adakron.errors import CheckpointError
 from adakron.placement import some_of
 
 
-def load_adapter(model: PreTrainedModel, folder: str | Path) -> PreTrainedModel:
+def load_adapter(
+    model: PreTrainedModel,
+    folder: str | Path,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    allow_other_backbone: bool = False,
+) -> PreTrainedModel:
     """The model with a saved adapter and head in it, in evaluation mode; the same object, changed.
 
     model: the backbone, from the Auto class that the folder was saved for, with as many labels as the saved head. Its
     configuration takes the names of the labels.
     folder: an output folder of a run, a checkpoint-<step> folder, or what `launch/convert.py` wrote.
+    tokenizer: compared with the one of the training where it is given. allow_other_backbone: warn, and load all the same, where
+    the adapter was trained on another backbone.
     Raises CheckpointError where the folder is damaged or does not fit the model; the model's values are then unchanged.
     """
     saved = read_adapter_config(folder)
     _check_model(model, saved, folder)
-    adapter_io.load_adapter(model, folder)
+    adapter_io.load_adapter(model, folder, tokenizer=tokenizer, allow_other_backbone=allow_other_backbone)
     if "id2label" in saved.model_options:
         names: dict[int, str] = saved.model_options["id2label"]
         model.config.id2label = dict(names)

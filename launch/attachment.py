@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from adakron import adapter_io, models
 from adakron.backbone import Backbone
 from adakron.config import AdapterConfig
 from adakron.engine.ds_config import DeepSpeedSettings
 from adakron.errors import ConfigError
+from adakron.fingerprint import BackboneFingerprint, take_fingerprint
 from adakron.models import AdaptedModelInfo
 from adakron.nn.routing import Router
 
@@ -46,14 +46,18 @@ def check_method(config: AdapterConfig, settings: DeepSpeedSettings) -> None:
 
 def attach(base: Backbone, config: AdapterConfig, seed: int, dtype: torch.dtype) -> Attachment:
     """Put the method's adapters into the backbone, for a run of that precision; ConfigError where they do not fit."""
+    # Before anything trains: bitfit and full change what it samples.
+    fingerprint = take_fingerprint(base.model, base.tokenizer)
     if config.preset is None:
         from adakron.peft.methods import attach as attach_peft
 
         attached = attach_peft(base.model, config, seed=seed, new_parameters=base.new_parameters, dtype=dtype)
-        return Attachment(attached.model, attached.info, attached.vectors, None, partial(_write_peft, attached, base.name))
+        return Attachment(attached.model, attached.info, attached.vectors, None, partial(_write_peft, attached, base.name, fingerprint))
     info = models.adapt(base.model, config, seed=seed, new_parameters=base.new_parameters)
     kept = models.adapter_buffers(base.model, info)
-    return Attachment(base.model, info, (), models.route_experts(base.model, seed), partial(_write_ours, config, info, kept, base.name))
+    return Attachment(
+        base.model, info, (), models.route_experts(base.model, seed), partial(_write_ours, config, info, kept, base.name, fingerprint)
+    )
 
 
 def _write_ours(
@@ -61,6 +65,7 @@ def _write_ours(
     info: AdaptedModelInfo,
     kept: Mapping[str, Tensor],
     base_model: str,
+    fingerprint: BackboneFingerprint,
     folder: Path,
     trained: Mapping[str, Tensor],
     merge: bool,
@@ -69,14 +74,22 @@ def _write_ours(
     tensors = {**trained, **kept}
     if merge:
         tensors, config = adapter_io.merge_experts(tensors, config, info.sites)
-    adapter_io.save_adapter(folder, tensors=tensors, adapter=config, info=info, base_model=base_model, **head)
+    adapter_io.save_adapter(folder, tensors=tensors, adapter=config, info=info, base_model=base_model, backbone=fingerprint, **head)
 
 
-def _write_peft(attached: Any, base_model: str, folder: Path, trained: Mapping[str, Tensor], merge: bool, **head: Any) -> None:
+def _write_peft(
+    attached: Any,
+    base_model: str,
+    fingerprint: BackboneFingerprint,
+    folder: Path,
+    trained: Mapping[str, Tensor],
+    merge: bool,
+    **head: Any,
+) -> None:
     from adakron.peft import folders
 
     assert not merge, "AdapterConfig refuses merge_experts for methods without experts"
-    folders.save(folder, attached, tensors=trained, base_model=base_model, **head)
+    folders.save(folder, attached, tensors=trained, base_model=base_model, backbone=fingerprint, **head)
 
 
 def read_head(folder: Path, config: AdapterConfig) -> tuple[str, dict[str, Any]]:
@@ -91,15 +104,19 @@ def read_head(folder: Path, config: AdapterConfig) -> tuple[str, dict[str, Any]]
     return saved.auto_class, saved.model_options
 
 
-def load(model: PreTrainedModel, folder: Path, config: AdapterConfig, dtype: torch.dtype) -> nn.Module:
-    """The backbone with a saved folder's adapters and head, in the precision that its run had."""
+def load(base: Backbone, folder: Path, config: AdapterConfig, dtype: torch.dtype, *, allow_other_backbone: bool) -> nn.Module:
+    """The backbone with a saved folder's adapters and head, in the precision that its run had.
+
+    allow_other_backbone: see `adapter_io.check_backbone`.
+    """
     if config.preset is None:
         from adakron.peft import folders
 
-        loaded: nn.Module = folders.load(model, folder, dtype)
+        folders.check_backbone(base.model, folder, tokenizer=base.tokenizer, allow_other_backbone=allow_other_backbone)
+        loaded: nn.Module = folders.load(base.model, folder, dtype)
     else:
-        adapter_io.load_adapter(model, folder)
-        loaded = model
+        adapter_io.load_adapter(base.model, folder, tokenizer=base.tokenizer, allow_other_backbone=allow_other_backbone)
+        loaded = base.model
     models.cast_parameters(loaded, dtype)
     return loaded
 

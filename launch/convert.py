@@ -22,6 +22,7 @@ from adakron import adapter_io, models, reference, run_folder
 from adakron.config import AdapterConfig, DataConfig, ModelConfig, RunConfig, TrainingConfig
 from adakron.distributed import World
 from adakron.errors import ConfigError
+from adakron.fingerprint import take_fingerprint
 from adakron.models import AdaptedModelInfo
 from adakron.tasks import create_task
 from adakron.tasks.glue import GLUE_TASKS
@@ -59,6 +60,7 @@ def import_(arguments: Sequence[str]) -> None:
         raise ConfigError(f"task {options.task_name} names its classes itself; drop --label_names")
     imported = reference.import_checkpoint(options.file, options.model_name_or_path, names)
     model_options = _task_options(options.task_name, imported)
+    tokenizer = reference.find_tokenizer(options.model_name_or_path)
     trained = {name: parameter for name, parameter in imported.model.named_parameters() if parameter.requires_grad}
     adapter_io.save_adapter(
         folder,
@@ -68,9 +70,9 @@ def import_(arguments: Sequence[str]) -> None:
         base_model=reference.base_name(options.model_name_or_path),
         auto_class=imported.auto_class,
         model_options=model_options,
+        backbone=take_fingerprint(imported.model, tokenizer),
         extra=imported.extra,
     )
-    tokenizer = reference.find_tokenizer(options.model_name_or_path)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
     if options.task_name is not None:
@@ -142,6 +144,7 @@ def merge(arguments: Sequence[str]) -> None:
         base_model=saved.base_model,
         auto_class=saved.auto_class,
         model_options=saved.model_options,
+        backbone=saved.backbone,
         extra=saved.extra,
     )
     for name in sorted(run_folder.TOKENIZER_FILES):

@@ -1,4 +1,7 @@
-"""Predict with a saved run: `python launch/predict.py RUN_FOLDER --test_file new.csv`, or `--text "one sentence"`."""
+"""Predict with a saved run: `python launch/predict.py RUN_FOLDER --test_file new.csv`, or `--text "one sentence"`.
+
+Or with several runs on one backbone, each text by the one it names: `--adapter NAME=RUN_FOLDER` (launch/mixed_predictions.py).
+"""
 
 import sys
 from pathlib import Path
@@ -15,6 +18,7 @@ from adakron.config import DATA_FILES
 from adakron.distributed import World
 from adakron.errors import ConfigError
 from adakron.tasks.classification import TextClassificationTask
+from launch.mixed_predictions import add_adapter_flags, is_mixed, predict_mixed
 from launch.program import run_program
 from launch.saved_run import SavedRun, open_run, saved_run_parser, splits_named
 
@@ -26,11 +30,15 @@ def main(arguments: Sequence[str], world: World) -> None:
     parser.add_argument("--text", action="append", help="Predict this text instead of a file; may be repeated.")
     parser.add_argument("--text_pair", action="append", help="The second text of each --text, for tasks on pairs.")
     parser.add_argument("--output_dir", help="Folder for predict_results_<split>.tsv, which must not exist there. Default: the run folder.")
+    add_adapter_flags(parser)
     options = parser.parse(arguments)
     if options.text and (options.output_dir or options.split or any(hasattr(options, name) for name in DATA_FILES)):
         raise ConfigError("--text predicts the texts given and writes no file; drop --output_dir, --split and the data files, or --text")
     if options.output_dir:
         run_folder.check_writable(Path(options.output_dir))
+    if is_mixed(options):
+        predict_mixed(options, world)
+        return
     run = open_run(options, world, needs_data=not options.text)
     if options.text:
         _predict_texts(run, options, world)

@@ -45,13 +45,17 @@ def saved_run_parser(description: str) -> Parser:
     parser.add_argument("run_folder", help="Output folder of a run, or one of its checkpoint-<step> folders.")
     parser.add_argument("--per_device_eval_batch_size", type=int, help="Examples per forward pass and rank. Default: the run's.")
     parser.add_argument("--model_name_or_path", help="Where the run's backbone is now, if it moved.")
+    parser.add_argument(
+        "--allow_other_backbone",
+        action="store_true",
+        help="Load the adapter though it was trained on another backbone; warns what differs.",
+    )
     add_launcher_flags(parser)
     return parser
 
 
-def open_run(options: argparse.Namespace, world: World, needs_data: bool = True) -> SavedRun:
-    """Load what a folder holds. needs_data: whether any split will be read."""
-    folder = Path(options.run_folder)
+def read_settings(options: argparse.Namespace, folder: Path, needs_data: bool = True) -> tuple[RunConfig, torch.dtype]:
+    """A run's configuration with the flags given now, and its precision. needs_data: whether any split will be read."""
     home = folder if (folder / run_folder.RUN_FILE).is_file() else folder.parent
     record = run_folder.read_run(home if (home / run_folder.RUN_FILE).is_file() else folder)
     try:
@@ -69,20 +73,32 @@ def open_run(options: argparse.Namespace, world: World, needs_data: bool = True)
     if options.model_name_or_path:
         model_config = dataclasses.replace(model_config, model_name_or_path=options.model_name_or_path)
     config = dataclasses.replace(saved, data=dataclasses.replace(saved.data, **given), model=model_config)
-    batch_size = options.per_device_eval_batch_size
+    _check_finished(folder)
+    return config, precision
+
+
+def eval_batch_size(options: argparse.Namespace, config: RunConfig) -> int:
+    """Examples per forward pass and rank: as given now, else the run's."""
+    batch_size: int | None = options.per_device_eval_batch_size
     if batch_size is None:
         batch_size = config.training.per_device_eval_batch_size
     if batch_size < 1:
         raise ConfigError(f"per_device_eval_batch_size is {batch_size}; it must be at least 1")
+    return batch_size
 
-    _check_finished(folder)
+
+def open_run(options: argparse.Namespace, world: World, needs_data: bool = True) -> SavedRun:
+    """Load what a folder holds. needs_data: whether any split will be read."""
+    folder = Path(options.run_folder)
+    config, precision = read_settings(options, folder, needs_data)
+    batch_size = eval_batch_size(options, config)
     device = distributed.select_device(world, os.environ)
     auto_class, model_options = attachment.read_head(folder, config.adapter)
     task = create_task(config.data, config.training, model_options=model_options)
     base = backbone.load_backbone(
         config.model, auto_class=auto_class, options=model_options, seed=config.training.seed, device_type=device.type
     )
-    model = attachment.load(base.model, folder, config.adapter, precision)
+    model = attachment.load(base, folder, config.adapter, precision, allow_other_backbone=options.allow_other_backbone)
     model.to(device).eval().requires_grad_(False)
     evaluator = Evaluator(
         task,

@@ -13,12 +13,13 @@ from peft import PeftModel, get_peft_model_state_dict
 from peft.utils import ModulesToSaveWrapper
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from adakron import run_folder
-from adakron.adapter_io import TASK_TYPES, WEIGHTS_FILE
+from adakron.adapter_io import TASK_TYPES, WEIGHTS_FILE, report_differences
 from adakron.backbone import is_inside
 from adakron.errors import CheckpointError
+from adakron.fingerprint import BackboneFingerprint, backbone_differences
 from adakron.peft.methods import ADAPTER_NAME, NAME_PREFIX, Attached, cast_buffers, named_tensors, quiet_peft
 
 _COPIES = ("original_module", "modules_to_save")
@@ -32,10 +33,11 @@ def save(
     base_model: str,
     auto_class: str,
     model_options: Mapping[str, Any],
+    backbone: BackboneFingerprint | None = None,
 ) -> None:
     """Write adapter and head as PEFT does, and backbone.json.
 
-    tensors: what trained, whole (not a ZeRO partition), by parameter name. The others: see `adakron.adapter_io.AdapterFolder`.
+    tensors: what trained, whole (not a ZeRO partition), by parameter name. The others: see `adakron.adapter_io.save_adapter`.
     Raises CheckpointError where tensors are missing or empty.
     """
     info = attached.info
@@ -58,14 +60,23 @@ def save(
     whole = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in weights.items()}
     safetensors.torch.save_file(whole, partial, metadata={"format": "pt"})
     os.replace(partial, folder / WEIGHTS_FILE)
-    backbone = {"base_model": base_model, "auto_class": auto_class, "model_options": dict(model_options)}
-    run_folder.write_json(folder / run_folder.BACKBONE_FILE, backbone)
+    content = {
+        "base_model": base_model,
+        "auto_class": auto_class,
+        "model_options": dict(model_options),
+        # What the adapter brings itself, so that its values in the backbone do not matter.
+        "replaced": [name.removeprefix(NAME_PREFIX).replace(".base_layer", "") for name in (*info.head_modules, *info.tuned_parameters)],
+        "backbone": None if backbone is None else backbone.to_dict(),
+    }
+    run_folder.write_json(folder / run_folder.BACKBONE_FILE, content)
     # The configuration comes last: it is what a reader looks for first.
     config.save_pretrained(str(folder))
 
 
 def read_backbone(folder: str | Path) -> dict[str, Any]:
-    """base_model, auto_class and model_options of a folder that `save` wrote. CheckpointError where it holds none."""
+    """The content of backbone.json of a folder that `save` wrote: base_model, auto_class, model_options, replaced (names), backbone (its
+    fingerprint or None). CheckpointError where it holds none.
+    """
     path = Path(folder) / run_folder.BACKBONE_FILE
     if not path.is_file():
         raise CheckpointError(f"{folder} holds no {path.name}: this trainer did not write it; load it with peft.PeftModel.from_pretrained")
@@ -75,9 +86,26 @@ def read_backbone(folder: str | Path) -> dict[str, Any]:
         if "id2label" in options:
             # JSON has no integer keys.
             options["id2label"] = {int(label): name for label, name in options["id2label"].items()}
-        return {"base_model": str(content["base_model"]), "auto_class": str(content["auto_class"]), "model_options": options}
+        saved = content.get("backbone")
+        return {
+            "base_model": str(content["base_model"]),
+            "auto_class": str(content["auto_class"]),
+            "model_options": options,
+            "replaced": [str(name) for name in content["replaced"]],
+            "backbone": None if saved is None else BackboneFingerprint.from_dict(saved),
+        }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+
+
+def check_backbone(
+    model: PreTrainedModel, folder: str | Path, *, tokenizer: PreTrainedTokenizerBase | None = None, allow_other_backbone: bool = False
+) -> None:
+    """See `adakron.adapter_io.check_backbone`."""
+    saved = read_backbone(folder)
+    if saved["backbone"] is not None:
+        found = backbone_differences(saved["backbone"], model, tokenizer, loaded_over=saved["replaced"])
+        report_differences(found, model, folder, saved["base_model"], allow_other_backbone=allow_other_backbone)
 
 
 @torch.no_grad()

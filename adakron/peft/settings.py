@@ -15,6 +15,7 @@ from adakron.adapter_io import FORMAT_VERSION, TASK_TYPES
 from adakron.backbone import head_modules
 from adakron.config import AdapterConfig
 from adakron.errors import ConfigError
+from adakron.fingerprint import BackboneFingerprint, backbone_differences
 from adakron.models import sites_of
 from adakron.nn import AdaptedLayer, layer_width
 from adakron.peft.registration import type_of_method
@@ -101,6 +102,8 @@ class AdaKronConfig(PeftConfig):
             raise ConfigError(f"this {type(model).__name__} has adapters that PEFT did not make; load the backbone anew")
         wrappers = [f"{name}." for name, module in model.named_modules() if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper))]
         names = [name for name, _ in model.named_modules() if name and not name.startswith(tuple(wrappers))]
+        if self.backbone is not None and isinstance(model, PreTrainedModel):
+            self._check_backbone(model, wrapped=bool(wrappers))
         if self.modules_to_save is None and self.head_modules:
             self.modules_to_save = [name.strip() for name in self.head_modules.split(",")]
         if self.modules_to_save is not None:
@@ -116,6 +119,23 @@ class AdaKronConfig(PeftConfig):
             self.auto_class = _auto_class(model, self.task_type)
         if not self.model_options and self.auto_class in ("AutoModelForSequenceClassification", "AutoModelForTokenClassification"):
             self.model_options = _label_options(model)
+
+    def _check_backbone(self, model: PreTrainedModel, *, wrapped: bool) -> None:
+        """ConfigError where the adapter was trained on another backbone than this one, or than the adapters that are there."""
+        mine: Any = self.backbone
+        if not wrapped:
+            found = backbone_differences(BackboneFingerprint.from_dict(mine), model, loaded_over=self.modules_to_save or ())
+        else:
+            # PEFT has renamed the weights by now; the first adapter was compared with them.
+            there: Any = model.peft_config
+            others = [config.backbone for config in there.values() if config is not self and config.backbone is not None]
+            same = all(other["weights"] == mine["weights"] for other in others)
+            found = [] if same else ["weights: not those of the adapter that is there"]
+        if found:
+            raise ConfigError(
+                f"the adapter was trained on another backbone ({self.base_model_name_or_path}) than this {type(model).__name__}:"
+                f" {'; '.join(found)} (load its own backbone, or set backbone to null in adapter_config.json)"
+            )
 
     def _complete_targets(self, model: nn.Module, names: list[str], matches: Any) -> None:
         expected: list[str] | None = None

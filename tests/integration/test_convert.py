@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from adakron.adapter_io import read_adapter_config
 from adakron.distributed import read_world
 from adakron.errors import ConfigError
 from launch import convert
@@ -36,3 +37,6 @@ def test_a_trained_mixture(tiny_bert: Path, tiny_data: Path, tmp_path: Path) -> 
     convert.main(["export", str(merged), "--output_file", str(file)], world)
     assert "bert.encoder.layer.1.output.ExpertSoup.MoA_A2.deepspeed_experts.0.weight" in stored(file)
     convert.main(["import", str(file), "--model_name_or_path", str(tiny_bert), "--output_dir", str(tmp_path / "again")], world)
+    # The same backbone, before training, after it, and beside a published checkpoint.
+    fingerprints = [read_adapter_config(folder).backbone for folder in (run, merged, tmp_path / "again")]
+    assert fingerprints[0] is not None and fingerprints == [fingerprints[0]] * 3

@@ -8,7 +8,9 @@ import pytest
 from safetensors.numpy import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tests.helpers import tiny
 from tests.helpers.launch import BIN, ROOT, Finished, deepspeed, free_port, logged, python, results, run
+from tests.helpers.saved_runs import write_run
 
 pytestmark = pytest.mark.launcher
 
@@ -209,3 +211,34 @@ def test_own_data_trained_from_relative_files_predicts_from_anywhere(tiny_bert, 
     assert finished.returncode == 2, finished.output
     assert "reviews.csv" in finished.stderr
     assert "Traceback" not in finished.stderr
+
+
+def test_two_runs_predict_together(finished_run, tiny_bert, tmp_path):
+    """Each row by the run it names, on two processes as on one: a trained run beside one of three classes."""
+    folder, _ = finished_run
+    classes = {"num_labels": 3, "id2label": {"0": "bad", "1": "fair", "2": "good"}, "problem_type": "single_label_classification"}
+    other = write_run(
+        tmp_path / "other", tiny_bert, seed=1, precision="bf16", options=classes, method="madakron", task_name="text",
+        text_column="sentence", label_column="label",
+    )  # fmt: skip
+    texts = tiny.sentences(5, seed=3)
+    names = ["run", "other", "other", "run", "other"]
+    rows = [{"sentence": text, "adapter": name} for text, name in zip(texts, names, strict=True)]
+    file = tiny.write_jsonl(tmp_path / "mixed.jsonl", rows)
+    mixed = [str(folder), "--adapter", f"other={other}", "--test_file", str(file), "--adapter_column", "adapter"]
+    program = ["launch/predict.py", *mixed, "--per_device_eval_batch_size", "2", "--output_dir"]
+    finished = python(*program, str(tmp_path / "one"))
+    assert finished.returncode == 0, finished.output
+    finished = run([str(BIN / "torchrun"), "--nproc_per_node", "2", "--master_port", str(free_port()), *program, str(tmp_path / "two")])
+    assert finished.returncode == 0, finished.output
+    table = [line.split("\t") for line in (tmp_path / "one" / "predict_results_test.tsv").read_text().splitlines()]
+    assert table[0] == ["index", "adapter", "prediction"] and [line[1] for line in table[1:]] == names
+    assert (tmp_path / "two" / "predict_results_test.tsv").read_text() == (tmp_path / "one" / "predict_results_test.tsv").read_text()
+    assert all(line[2] in (("negative", "positive") if line[1] == "run" else ("bad", "fair", "good")) for line in table[1:])
+    finished = python("launch/predict.py", str(other), "--allow_other_backbone", "--text", texts[0])
+    assert finished.returncode == 0 and "another backbone" not in finished.output
+    moved = tiny.save_tiny_bert(tmp_path / "moved", seed=1)
+    finished = python("launch/evaluate.py", str(folder), "--model_name_or_path", str(moved))
+    assert finished.returncode == 2 and "was trained on another backbone" in finished.stderr, finished.output
+    finished = python("launch/evaluate.py", str(folder), "--model_name_or_path", str(moved), "--allow_other_backbone")
+    assert finished.returncode == 0 and "sampled weights differ" in finished.output, finished.output

@@ -18,6 +18,7 @@ import adakron.peft
 from adakron import adapter_io, models
 from adakron.config import AdapterConfig
 from adakron.errors import CheckpointError, ConfigError
+from adakron.fingerprint import take_fingerprint
 from adakron.peft import AdaKronConfig, AdaKronLayer
 from adakron.peft.registration import register
 from tests.helpers.architectures import SIZES, tiny_batch, tiny_model
@@ -41,6 +42,7 @@ def write(folder: Path, base: Path, model_type: str = "bert", seed: int = 9, **s
     """A folder of ours with values that no fresh model has; the logits of its model."""
     config = AdapterConfig(**(SMALL | settings))
     model = tiny_model(model_type)
+    fingerprint = take_fingerprint(model)
     info = models.adapt(model, config, seed=seed)
     generator = torch.Generator().manual_seed(seed)
     tensors = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
@@ -48,7 +50,7 @@ def write(folder: Path, base: Path, model_type: str = "bert", seed: int = 9, **s
         tensor.add_(torch.randn(tensor.shape, generator=generator))
     adapter_io.save_adapter(
         folder, tensors={**tensors, **models.adapter_buffers(model, info)}, adapter=config, info=info, base_model=str(base),
-        auto_class="AutoModelForSequenceClassification", model_options=OPTIONS,
+        auto_class="AutoModelForSequenceClassification", model_options=OPTIONS, backbone=fingerprint,
     )  # fmt: skip
     return logits(model.eval())
 
@@ -308,8 +310,30 @@ def test_wrong_settings_are_named(settings, message):
 
 def test_a_backbone_of_another_depth_is_refused(base, tmp_path):
     write(tmp_path, base)
+    shallow = {"num_hidden_layers": 1}
+    with pytest.raises(ConfigError, match=r"another backbone .*layers: saved 2, here 1"):
+        PeftModel.from_pretrained(tiny_model("bert", **shallow), tmp_path)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"backbone": None}))
     with pytest.raises(ConfigError, match=r"target_modules names bert\.encoder\.layer\.1\.output\.dense"):
-        PeftModel.from_pretrained(tiny_model("bert", num_hidden_layers=1), tmp_path)
+        PeftModel.from_pretrained(tiny_model("bert", **shallow), tmp_path)
+
+
+def test_another_backbone_is_refused_also_beside_another_adapter(base, tmp_path):
+    write(tmp_path / "one", base)
+    write(tmp_path / "two", base)
+    other = tiny_model("bert")
+    with torch.no_grad():
+        other.bert.embeddings.word_embeddings.weight.add_(1.0)
+    with pytest.raises(ConfigError, match=r"trained on another backbone .*word_embeddings"):
+        PeftModel.from_pretrained(other, tmp_path / "one")
+    path = tmp_path / "two" / "adapter_config.json"
+    content = json.loads(path.read_text())
+    content["backbone"]["weights"][0]["sha256"] = "0" * 64
+    path.write_text(json.dumps(content))
+    model = PeftModel.from_pretrained(tiny_model("bert"), tmp_path / "one")
+    with pytest.raises(ConfigError, match="not those of the adapter that is there"):
+        model.load_adapter(tmp_path / "two", adapter_name="two")
 
 
 def test_adapter_names_that_files_cannot_keep_are_refused():

@@ -17,6 +17,7 @@ from adakron import models
 from adakron.backbone import NewParameters
 from adakron.config import AdapterConfig
 from adakron.errors import CheckpointError, ConfigError
+from adakron.fingerprint import take_fingerprint
 from adakron.peft import folders
 from adakron.peft.method_settings import REFUSED, available, check_run, method_config
 from adakron.peft.methods import Attached, attach, quiet_peft
@@ -273,6 +274,7 @@ def test_a_folder_is_read_again_or_says_what_is_wrong(tmp_path):
     assert names == ["adapter_config.json", "adapter_model.safetensors", "backbone.json"]
     assert folders.read_backbone(tmp_path) == {
         "base_model": "some/model", "auto_class": "AutoModelForSequenceClassification", "model_options": options,
+        "replaced": ["classifier"], "backbone": None,
     }  # fmt: skip
     stored = json.loads((tmp_path / "adapter_config.json").read_text())
     assert (stored["task_type"], stored["modules_to_save"], stored["inference_mode"]) == ("SEQ_CLS", ["classifier"], True)
@@ -288,6 +290,21 @@ def test_a_folder_is_read_again_or_says_what_is_wrong(tmp_path):
     (tmp_path / "backbone.json").unlink()
     with pytest.raises(CheckpointError, match=r"holds no backbone\.json"):
         folders.read_backbone(tmp_path)
+
+
+def test_another_backbone_is_refused(tmp_path):
+    model = tiny_model("bert")
+    fingerprint = take_fingerprint(model)
+    attached = attach(model, adapter("lora", bias="all"), seed=0)
+    head = {"base_model": "some/model", "auto_class": "AutoModelForSequenceClassification", "model_options": {}}
+    folders.save(tmp_path, attached, tensors=trained(attached), backbone=fingerprint, **head)
+    folders.check_backbone(tiny_model("bert"), tmp_path)
+    other = tiny_model("bert")
+    with torch.no_grad():
+        other.bert.embeddings.word_embeddings.weight.add_(1.0)
+    with pytest.raises(CheckpointError, match=r"was trained on another backbone .*word_embeddings"):
+        folders.check_backbone(other, tmp_path)
+    folders.check_backbone(other, tmp_path, allow_other_backbone=True)
 
 
 def test_half_a_result_is_not_saved(tmp_path):
