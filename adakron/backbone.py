@@ -80,11 +80,20 @@ def resolve_backbone(config: ModelConfig) -> str:
     return name
 
 
-def load_config(config: ModelConfig, options: Mapping[str, Any]) -> PreTrainedConfig:
+_ENCODER_DECODER_CLASSES = ("AutoModelForSequenceClassification", "AutoModelForSeq2SeqLM")
+"""Auto classes whose models make the decoder's input themselves, from the text or from the targets."""
+
+_POSITIONS_FROM_PADDING = ("roberta", "xlm-roberta", "camembert")
+"""Model types that number positions from the configuration's padding index on, so that it is part of what was trained."""
+
+
+def load_config(config: ModelConfig, options: Mapping[str, Any], auto_class: str | None = None) -> PreTrainedConfig:
     """The architecture's configuration with the task's options and the dropout override applied; reads no weights.
 
     options: num_labels, id2label, label2id, problem_type, as they apply.
-    Raises ConfigError on a folder that cannot be read, and on an architecture that is no encoder or decoder of text.
+    auto_class: what will be built from it, where that is known.
+    Raises ConfigError on a folder that cannot be read, on an architecture that reads no text, and on an encoder-decoder in a
+    class that wants its decoder's input from outside (AutoModel) or is not meant for it.
     """
     path = resolve_backbone(config)
     with _reading("configuration", path, "--model_name_or_path"):
@@ -92,12 +101,12 @@ def load_config(config: ModelConfig, options: Mapping[str, Any]) -> PreTrainedCo
     unsupported = ""
     if getattr(loaded, "vocab_size", None) is None:
         unsupported = "is no text model: its configuration has no vocab_size"
-    elif getattr(loaded, "is_encoder_decoder", False):
-        unsupported = "is an encoder-decoder, whose second input this trainer does not provide"
+    elif loaded.is_encoder_decoder and auto_class is not None and auto_class not in _ENCODER_DECODER_CLASSES:
+        unsupported = f"is an encoder-decoder, which is trained as {' or '.join(_ENCODER_DECODER_CLASSES)} only, not as {auto_class}"
     if unsupported:
         raise ConfigError(
-            f"model type {loaded.model_type!r} ({path}) is not supported: it {unsupported}; the backbone must be an encoder like BERT or"
-            " a decoder like GPT-2 (set --model_name_or_path)"
+            f"model type {loaded.model_type!r} ({path}) is not supported: it {unsupported}; the backbone must be an encoder like BERT, a"
+            " decoder like GPT-2 or an encoder-decoder like T5 (set --model_name_or_path)"
         )
     if config.dropout is not None:
         for name, value in list(loaded.to_dict().items()):
@@ -124,16 +133,17 @@ def load_backbone(
     seed: of the parameters that the checkpoint does not hold; the global random state is neither used nor moved.
     dtype: of all parameters, whatever the checkpoint's. device_type: where the model will run; decides the attention code
     where the settings leave it open.
-    A decoder without a padding token (GPT-2) gets its end-of-sequence token for it: GPT-2's classifier then reads the last
-    token that is not padding, so a text should not itself end in that token.
+    A decoder without a padding token (GPT-2, Llama) gets its end-of-sequence token for it: its classifier then reads the last
+    token that is not padding, so a text should not itself end in that token. The classifier of an encoder-decoder reads the
+    decoder at the last end-of-sequence token and needs equally many in each row: the tokenizer adds them, after truncation, and
+    a text that spells such a token out is an error of transformers' in the forward pass.
     """
     path = resolve_backbone(config)
-    architecture = load_config(config, options)
+    architecture = load_config(config, options, auto_class)
     tokenizer = _load_tokenizer(config, path, architecture)
-    if tokenizer.pad_token_id is None and tokenizer.eos_token is not None:
-        tokenizer.pad_token = tokenizer.eos_token
-    if getattr(architecture, "pad_token_id", None) is None:
-        architecture.pad_token_id = tokenizer.pad_token_id
+    _agree_on_padding(tokenizer, architecture)
+    if architecture.is_encoder_decoder and auto_class == "AutoModelForSequenceClassification":
+        _check_end_token(tokenizer, architecture)
     tokenizer.model_max_length = min(tokenizer.model_max_length, position_limit(architecture))
     check_attention(config, architecture, auto_class)
     remedy = "--model_name_or_path"
@@ -202,7 +212,7 @@ def check_attention(config: ModelConfig, architecture: PreTrainedConfig, auto_cl
 
 
 # Tables that older checkpoints carry and newer code computes.
-_BUFFERS = re.compile(r".*(position_ids|token_type_ids|inv_freq|masked_bias|attn\.bias)")
+_BUFFERS = re.compile(r".*(position_ids|token_type_ids|inv_freq|masked_bias|attn\.(attention\.)?bias)")
 
 
 def _dropped_layers(model: PreTrainedModel, unexpected: Iterable[str]) -> list[str]:
@@ -237,13 +247,18 @@ def _unused_pooler(model: PreTrainedModel, config: ModelConfig, path: str) -> li
 
 
 def position_limit(architecture: PreTrainedConfig) -> int:
-    """Longest input, in tokens, that the model has positions for; a very large number where its positions are relative."""
+    """Longest input, in tokens, that the model has positions for; a very large number where its positions are relative.
+
+    Rotary positions could go on, but end where the model was made to end. The two extra rows of OPT's and BART's tables come on
+    top of max_position_embeddings, so they take nothing away from it.
+    """
     positions = getattr(architecture, "max_position_embeddings", None)
     if not isinstance(positions, int) or positions <= 0 or not getattr(architecture, "position_biased_input", True):
         return sys.maxsize
-    # RoBERTa and its kin number positions from the padding index on.
-    first = (architecture.pad_token_id or 0) + 1 if architecture.model_type in ("roberta", "xlm-roberta", "camembert") else 0
-    return positions - first
+    if architecture.model_type in _POSITIONS_FROM_PADDING:
+        return positions - (architecture.pad_token_id or 0) - 1
+    # MPNet's code numbers them from 2 on, whatever the padding token.
+    return positions - 2 if architecture.model_type == "mpnet" else positions
 
 
 def head_modules(model: PreTrainedModel, new_parameters: Iterable[str] = ()) -> tuple[str, ...]:
@@ -314,6 +329,35 @@ def _load_tokenizer(config: ModelConfig, path: str, architecture: PreTrainedConf
     if len(tokenizer) <= len(set(tokenizer.all_special_tokens)):
         raise ConfigError(f"no tokenizer vocabulary (tokenizer.json, vocab.txt, ...) in {source} (set {remedy})")
     return tokenizer
+
+
+def _agree_on_padding(tokenizer: PreTrainedTokenizerBase, architecture: PreTrainedConfig) -> None:
+    """One padding token for both: a decoder's classifier looks for the last token that is not the configuration's."""
+    if tokenizer.pad_token_id is None and tokenizer.eos_token is not None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token_id is None:
+        raise ConfigError(
+            f"the tokenizer {tokenizer.name_or_path} has neither a padding nor an end-of-sequence token, so texts of several lengths make"
+            " no batch (name its pad_token in tokenizer_config.json, or set --tokenizer_name)"
+        )
+    declared = getattr(architecture, "pad_token_id", None)
+    # A padding index outside the embedding is an error of its own, and a clearer one where the tokenizer is compared with it.
+    if declared is None or (architecture.model_type not in _POSITIONS_FROM_PADDING and tokenizer.pad_token_id < architecture.vocab_size):
+        architecture.pad_token_id = tokenizer.pad_token_id
+
+
+def _check_end_token(tokenizer: PreTrainedTokenizerBase, architecture: PreTrainedConfig) -> None:
+    end = architecture.eos_token_id
+    wrong = ""
+    if end not in tokenizer("")["input_ids"]:
+        wrong = "the tokenizer adds none"
+    elif tokenizer.pad_token_id == end:
+        wrong = "the tokenizer pads with it"
+    if wrong:
+        raise ConfigError(
+            f"the classifier of model type {architecture.model_type!r} reads the decoder at the text's end-of-sequence token ({end}), but"
+            f" {wrong} (set --tokenizer_name to the tokenizer that belongs to the model)"
+        )
 
 
 def _damaged_tokenizer_files(folder: Path) -> list[str]:

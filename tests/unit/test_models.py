@@ -22,7 +22,7 @@ from adakron.models import (
 )
 from adakron.nn import AdaptedLayer, BottleneckAdapter, adapter_parameter_count
 from adakron.placement import find_sites
-from tests.helpers.architectures import SIZES, tiny_batch, tiny_model
+from tests.helpers.architectures import tiny_batch, tiny_model
 
 CONFIG = AdapterConfig(bottleneck_dim=8)
 SITES = {
@@ -44,7 +44,7 @@ HEADS = {
     "gpt2": ["score"],
 }
 POOLER = ("bert.pooler.dense.bias", "bert.pooler.dense.weight")
-every_architecture = pytest.mark.parametrize("model_type", SIZES)
+every_architecture = pytest.mark.parametrize("model_type", SITES)
 
 
 def logits(model: PreTrainedModel) -> torch.Tensor:
@@ -366,15 +366,18 @@ def test_named_targets_and_placement_without_a_head() -> None:
 
 
 def test_unknown_architecture_lists_candidates() -> None:
-    config = AutoConfig.for_model("albert", hidden_size=32, num_attention_heads=2, intermediate_size=64, embedding_size=16, vocab_size=50)
+    config = AutoConfig.for_model(
+        "gpt_neox", hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, vocab_size=50,
+        bos_token_id=1, eos_token_id=1,
+    )  # fmt: skip
     model = AutoModelForSequenceClassification.from_config(config)
     with pytest.raises(ConfigError) as caught:
         find_sites(model)
     message = str(caught.value)
-    for part in ("'albert'", "known: bert, roberta", "--target_modules", "albert.encoder.albert_layer_groups.N.albert_layers.N.ffn_output"):
+    for part in ("'gpt_neox'", "known: bert, roberta", "--target_modules", "gpt_neox.layers.N.mlp.dense_4h_to_h"):
         assert part in message
-    assert "classifier" not in message and ".ffn," not in message  # the head, and a layer of another width
-    assert find_sites(model, r".*\.ffn_output")
+    assert "score" not in message and "dense_h_to_4h" not in message  # the head, and a layer of another width
+    assert find_sites(model, r".*\.dense_4h_to_h")
 
 
 @pytest.mark.parametrize(
