@@ -156,7 +156,15 @@ def adapt(
 
 def sites_of(model: PreTrainedModel, config: AdapterConfig) -> list[str]:
     """Names of the layers that resolved settings adapt, in model order; none for a method without adapters. See `find_sites`."""
-    return find_sites(model, config.target_modules) if config.has_adapters else []
+    if not config.has_adapters:
+        return []
+    return find_sites(
+        model,
+        config.target_modules,
+        position=config.position or "ffn",
+        exclude_modules=config.exclude_modules,
+        layers=config.layers,
+    )
 
 
 def adapter_options(config: AdapterConfig) -> dict[str, Any]:

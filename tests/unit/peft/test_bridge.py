@@ -170,6 +170,18 @@ def test_targets_chosen_in_peft_are_found_again_by_our_loader(base, tmp_path):
         assert torch.equal(logits(again.eval()), logits(model.eval()))
 
 
+def test_placements_of_ours_are_taken_and_kept(base, tmp_path):
+    places = {"position": "both", "layers": "1", "exclude_modules": r".*layer\.1\.attention.*"}
+    model = get_peft_model(type(tiny_model("bert")).from_pretrained(base), config(seed=3, **places))
+    assert model.targeted_module_names == ["bert.encoder.layer.1.output.dense"]
+    model.save_pretrained(tmp_path)
+    saved = adapter_io.read_adapter_config(tmp_path).adapter
+    assert {name: getattr(saved, name) for name in places} == places
+    fresh = tiny_model("bert")
+    assert adapter_io.load_adapter(fresh, tmp_path).sites == ("bert.encoder.layer.1.output.dense",)
+    assert torch.equal(logits(fresh.eval()), logits(model.eval()))
+
+
 def test_several_adapters_switch_disable_and_delete(base, tmp_path):
     plain = logits(tiny_model("bert"))
     one, two = write(tmp_path / "one", base, seed=1), write(tmp_path / "two", base, seed=2, bottleneck_dim=12, **MIXTURE)
