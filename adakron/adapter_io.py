@@ -294,11 +294,18 @@ def check_backbone(
     if saved.backbone is None:
         return
     found = backbone_differences(saved.backbone, model, tokenizer, loaded_over=(*saved.head_modules, *saved.tuned_parameters))
+    report_differences(found, model, folder, saved.base_model, allow_other_backbone=allow_other_backbone)
+
+
+def report_differences(
+    found: Sequence[str], model: PreTrainedModel, folder: str | Path, base_model: str, *, allow_other_backbone: bool
+) -> None:
+    """Raise CheckpointError with the differences between a folder's backbone and this model, if any, or log them as a warning."""
     if found and allow_other_backbone:
-        log.warning("%s was trained on another backbone (%s), its results here are unknown: %s", folder, saved.base_model, "; ".join(found))
+        log.warning("%s was trained on another backbone (%s), its results here are unknown: %s", folder, base_model, "; ".join(found))
     elif found:
         raise CheckpointError(
-            f"{folder} was trained on another backbone ({saved.base_model}) than this {type(model).__name__}: {'; '.join(found)} (name"
+            f"{folder} was trained on another backbone ({base_model}) than this {type(model).__name__}: {'; '.join(found)} (name"
             " its own backbone with --model_name_or_path, or load it all the same with --allow_other_backbone)"
         )
 

@@ -5,7 +5,7 @@ What trains is decided by module, never by a substring of a parameter's name: th
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,7 +84,8 @@ class ParameterReport:
 def check_architecture(config: ModelConfig, adapter: AdapterConfig, *, auto_class: str, options: Mapping[str, Any]) -> AdaptedModelInfo:
     """Everything that can be wrong with backbone and placement, found without reading weights or using memory.
 
-    The model is built on the meta device from its configuration alone. Raises ConfigError.
+    The model is built on the meta device from its configuration alone. Of a method of PEFT's only the head is looked at, for
+    PEFT's initialisations may read weights. Raises ConfigError.
     """
     architecture = load_config(config, options, auto_class)
     auto = model_class(auto_class)
@@ -96,6 +97,8 @@ def check_architecture(config: ModelConfig, adapter: AdapterConfig, *, auto_clas
                 f"model type {architecture.model_type!r} has no {auto_class}: {reason_of(error)} (set --model_name_or_path)"
             ) from error
     check_attention(config, architecture, auto_class)
+    if adapter.preset is None:
+        return AdaptedModelInfo((), head_to_train(model, adapter, NewParameters()))
     return adapt(model, adapter, seed=0)
 
 
@@ -121,15 +124,15 @@ def adapt(
         raise ConfigError(f"method {config.method!r} is none of {', '.join(METHODS)}; PEFT's methods are attached by adakron.peft")
     if any(isinstance(module, AdaptedLayer) for module in model.modules()):
         raise ConfigError(f"this {type(model).__name__} already has adapters; load the backbone anew")
-    names = _declared_head(model, config) or head_modules(model, new_parameters.names) if heads is None else tuple(heads)
-    sites = _sites(model, config) if config.has_adapters else []
+    names = head_to_train(model, config, new_parameters) if heads is None else tuple(heads)
+    sites = sites_of(model, config)
     overlap = [site for site in sites if is_inside(site, names)]
     if overlap:
         raise ConfigError(
             f"target_modules matches layers of the head, which is trained whole: {some_of(overlap)} (narrow --target_modules)"
         )
     tuned = _tuned_parameters(model, config, names)
-    problems = _frozen_at_random(model, new_parameters, names, tuned) + _memory_problems(model, config, sites)
+    problems = frozen_at_random(model, new_parameters, names, tuned) + _memory_problems(model, config, sites)
     if problems:
         raise ConfigError(problems)
     generator = torch.Generator("cpu").manual_seed(seed)
@@ -149,6 +152,19 @@ def adapt(
     info = AdaptedModelInfo(tuple(sites), names, _adapter_parameters(model, sites), tuned)
     train_only(model, info)
     return info
+
+
+def sites_of(model: PreTrainedModel, config: AdapterConfig) -> list[str]:
+    """Names of the layers that resolved settings adapt, in model order; none for a method without adapters. See `find_sites`."""
+    if not config.has_adapters:
+        return []
+    return find_sites(
+        model,
+        config.target_modules,
+        position=config.position or "ffn",
+        exclude_modules=config.exclude_modules,
+        layers=config.layers,
+    )
 
 
 def adapter_options(config: AdapterConfig) -> dict[str, Any]:
@@ -186,7 +202,7 @@ def route_experts(model: nn.Module, seed: int) -> Router | None:
     return router
 
 
-def checkpoint_activations(model: PreTrainedModel, router: Router | None) -> None:
+def checkpoint_activations(model: Any, router: Router | None) -> None:
     """Compute each layer's activations again in the backward pass instead of keeping them; ConfigError where the model cannot.
 
     The layers draw the same dropout again, and through the router the same experts.
@@ -199,6 +215,14 @@ def checkpoint_activations(model: PreTrainedModel, router: Router | None) -> Non
     model.activation_checkpointing_enable(options)
 
 
+@torch.no_grad()
+def cast_parameters(model: nn.Module, dtype: torch.dtype) -> None:
+    """Give a model a run's precision as DeepSpeed does: floating parameters, not the buffers (rotary frequencies, expert scores)."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+
+
 def adapter_buffers(model: nn.Module, info: AdaptedModelInfo) -> dict[str, Tensor]:
     """Copies of what adapters hold besides their parameters (expert scores that do not train), float32, by name in the model."""
     return {
@@ -208,14 +232,15 @@ def adapter_buffers(model: nn.Module, info: AdaptedModelInfo) -> dict[str, Tenso
     }
 
 
-def is_random_in_training(model: PreTrainedModel) -> bool:
+def is_random_in_training(model: nn.Module) -> bool:
     """Whether two forward passes in training mode can differ: by dropout, or by the choice of experts."""
     if any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules()):
         return True
     if any(isinstance(module, Projection) and module.num_experts > 1 and not module.tunes_scores for module in model.modules()):
         return True
     # Attention takes its dropout from the configuration.
-    rates = [value for name, value in model.config.to_dict().items() if re.search(r"dropout|pdrop", name)]
+    config: Any = model.config
+    rates = [value for name, value in config.to_dict().items() if re.search(r"dropout|pdrop", name)]
     return any(isinstance(rate, float) and rate > 0 for rate in rates)
 
 
@@ -233,27 +258,19 @@ def _tuned_parameters(model: PreTrainedModel, config: AdapterConfig, heads: Sequ
     return biases
 
 
-def _sites(model: PreTrainedModel, config: AdapterConfig) -> list[str]:
-    return find_sites(
-        model,
-        config.target_modules,
-        position=config.position or "ffn",
-        exclude_modules=config.exclude_modules,
-        layers=config.layers,
-    )
-
-
-def _declared_head(model: PreTrainedModel, config: AdapterConfig) -> tuple[str, ...]:
+def head_to_train(model: PreTrainedModel, config: AdapterConfig, new_parameters: NewParameters) -> tuple[str, ...]:
+    """Names of the modules that train whole: those that the settings name, else `backbone.head_modules`. ConfigError on unknown names."""
     names = tuple(name.strip() for name in (config.head_modules or "").split(",") if name.strip())
     known = dict(model.named_modules())
     unknown = [name for name in names if name not in known]
     if unknown:
         children = [name for name, module in known.items() if name and name.count(".") < 2 and any(True for _ in module.parameters())]
         raise ConfigError(f"head_modules names {', '.join(unknown)}, not in the model; it has {some_of(children)} (set --head_modules)")
-    return names
+    return names or head_modules(model, new_parameters.names)
 
 
-def _frozen_at_random(model: PreTrainedModel, new_parameters: NewParameters, heads: Sequence[str], tuned: Sequence[str]) -> list[str]:
+def frozen_at_random(model: PreTrainedModel, new_parameters: NewParameters, heads: Sequence[str], tuned: Sequence[str] = ()) -> list[str]:
+    """What is wrong, in words, where parameters that the checkpoint does not hold would neither be in the head nor train."""
     frozen = [name for name in new_parameters.missing if not is_inside(name, heads) and name not in set(tuned)]
     if not frozen:
         return []
@@ -290,7 +307,7 @@ def expected_adapter_parameters(hidden_dim: int, config: AdapterConfig) -> int:
     )
 
 
-def assert_trainable(model: PreTrainedModel, info: AdaptedModelInfo) -> None:
+def assert_trainable(model: nn.Module, info: AdaptedModelInfo) -> None:
     """Verify that exactly what the info names trains; ConfigError naming what differs, or that nothing trains."""
     expected = {id(p) for p in _trained(model, info)}
     if not expected:
@@ -303,7 +320,7 @@ def assert_trainable(model: PreTrainedModel, info: AdaptedModelInfo) -> None:
         raise ConfigError(problems)
 
 
-def parameter_report(model: PreTrainedModel, info: AdaptedModelInfo) -> ParameterReport:
+def parameter_report(model: nn.Module, info: AdaptedModelInfo) -> ParameterReport:
     """Counts of adapter, head and backbone parameters, also where ZeRO stage 3 has partitioned them."""
     adapter = sum(_size(model.get_parameter(name)) for name in info.adapter_parameters)
     tuned = sum(_size(model.get_parameter(name)) for name in info.tuned_parameters)
@@ -312,9 +329,10 @@ def parameter_report(model: PreTrainedModel, info: AdaptedModelInfo) -> Paramete
     return ParameterReport(adapter=adapter, head=head, backbone=backbone, sites=len(info.sites), tuned=tuned)
 
 
-def trainable_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def trainable_groups(model: nn.Module, weight_decay: float, vectors: Collection[str] = ()) -> list[dict[str, Any]]:
     """Optimizer groups of all parameters that train: matrices with weight decay, biases and norm weights without.
 
+    vectors: names of parameters to treat as vectors though they have two dimensions.
     Norm weights are vectors, and so is every bias but that of a stack of experts. A group without parameters is left out:
     DeepSpeed cannot partition it.
     """
@@ -323,7 +341,7 @@ def trainable_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             is_matrix = len(getattr(parameter, "ds_shape", parameter.shape)) > 1
-            (decayed if is_matrix and name.rpartition(".")[2] != "bias" else plain).append(parameter)
+            (decayed if is_matrix and name.rpartition(".")[2] != "bias" and name not in vectors else plain).append(parameter)
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
 
@@ -333,12 +351,12 @@ def _adapter_parameters(model: nn.Module, sites: Sequence[str]) -> tuple[str, ..
     return tuple(f"{prefix}.{name}" for prefix in prefixes for name, _ in model.get_submodule(prefix).named_parameters())
 
 
-def _trained(model: PreTrainedModel, info: AdaptedModelInfo) -> list[nn.Parameter]:
+def _trained(model: nn.Module, info: AdaptedModelInfo) -> list[nn.Parameter]:
     named = [model.get_parameter(name) for name in (*info.adapter_parameters, *info.tuned_parameters)]
     return named + _head_parameters(model, info)
 
 
-def _head_parameters(model: PreTrainedModel, info: AdaptedModelInfo) -> list[nn.Parameter]:
+def _head_parameters(model: nn.Module, info: AdaptedModelInfo) -> list[nn.Parameter]:
     # A head may share parameters with the backbone (tied embeddings); those stay the backbone's.
     frozen = {id(parameter) for name, parameter in model.named_parameters(remove_duplicate=False) if not is_inside(name, info.head_modules)}
     found = [parameter for name in info.head_modules for parameter in model.get_submodule(name).parameters()]

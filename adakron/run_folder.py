@@ -16,6 +16,7 @@ from adakron.errors import CheckpointError, ConfigError
 RUN_FILE = "run.json"
 DEEPSPEED_FILE = "deepspeed.json"
 STATE_FILE = "trainer_state.json"
+BACKBONE_FILE = "backbone.json"
 METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
 CHECKPOINT_PREFIX = "checkpoint-"
@@ -27,10 +28,22 @@ TOKENIZER_FILES = {
 """What transformers saves a tokenizer as; each kind of tokenizer writes some of them."""
 
 _WRITTEN = TOKENIZER_FILES | {
-    RUN_FILE, DEEPSPEED_FILE, STATE_FILE, METRICS_FILE, "train_results.json", "eval_results.json", "all_results.json",
-    "adapter_config.json", "adapter_model.safetensors",
+    RUN_FILE, DEEPSPEED_FILE, STATE_FILE, METRICS_FILE, BACKBONE_FILE, "train_results.json", "eval_results.json",
+    "all_results.json", "adapter_config.json", "adapter_model.safetensors",
 }  # fmt: skip
-_VERSIONED = ("adakron", "torch", "deepspeed", "transformers", "datasets", "evaluate", "numpy", "scikit-learn", "scipy", "tokenizers")
+_VERSIONED = (
+    "adakron",
+    "torch",
+    "deepspeed",
+    "transformers",
+    "peft",
+    "datasets",
+    "evaluate",
+    "numpy",
+    "scikit-learn",
+    "scipy",
+    "tokenizers",
+)
 
 
 def check_free(folder: Path, overwrite: bool) -> None:

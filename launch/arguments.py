@@ -1,7 +1,9 @@
 """Command line and YAML recipe to configuration: default < recipe < command line. Unknown keys and flags are errors."""
 
 import argparse
+import dataclasses
 import difflib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
@@ -100,6 +102,27 @@ def recipe_arguments(path: str, parser: Parser) -> list[str]:
     return arguments
 
 
+def read_method_config(given: str) -> str:
+    """The JSON text of --method_config, a JSON object or the name of a JSON or YAML file, so that a run records its content."""
+    try:
+        text = given if given.lstrip().startswith("{") else Path(given).read_text(encoding="utf-8")
+        try:
+            content = json.loads(text)
+        except ValueError:
+            # JSON first: YAML reads 1e-4 as a word.
+            content = yaml.load(text, Loader=_UniqueKeys)  # a SafeLoader
+        encoded = json.dumps(content)
+    except OSError as error:
+        raise ConfigError(
+            f"--method_config {given}: cannot be read ({error.strerror}); name a JSON or YAML file, or give a JSON object in quotes"
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, TypeError) as error:
+        raise ConfigError(f"--method_config {given}: neither JSON nor YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f'--method_config {given}: must hold settings by name, such as {{"r": 8}}')
+    return encoded
+
+
 def add_launcher_flags(parser: argparse.ArgumentParser) -> None:
     """The flags that launchers append; ranks are read from the environment."""
     parser.add_argument("--local_rank", "--local-rank", type=int, default=-1, help=argparse.SUPPRESS)
@@ -133,6 +156,11 @@ def parse_train(arguments: Sequence[str]) -> RunConfig:
     for group in GROUPS:
         try:
             built[group] = group(**{key: getattr(namespace, key) for key in group.__dataclass_fields__})
+        except ConfigError as error:
+            problems += error.problems
+    if namespace.method_config is not None and AdapterConfig in built:
+        try:
+            built[AdapterConfig] = dataclasses.replace(built[AdapterConfig], method_config=read_method_config(namespace.method_config))
         except ConfigError as error:
             problems += error.problems
     if problems:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from adakron import adapter_io, backbone, distributed
+from adakron import adapter_io, backbone, distributed, models
 from adakron.adapter_io import AdapterFolder
 from adakron.bank import AdapterBank
 from adakron.config import DataConfig, RunConfig
@@ -116,8 +116,9 @@ def predict_mixed(options: argparse.Namespace, world: World) -> None:
             logger.warning(
                 "run %s was trained in %s and is predicted in %s, the first run's precision", name, run.precision, first.precision
             )
+    models.cast_parameters(base.model, first.precision)
     model: nn.Module = base.model
-    model.to(device=device, dtype=first.precision).eval()
+    model.to(device).eval()
     mixed = _MixedTask(rows, runs, base.tokenizer)
     distributed.form_group(world, device)
     evaluator = Evaluator(

@@ -19,6 +19,7 @@ from adakron.evaluator import Evaluator
 from adakron.models import DTYPES
 from adakron.tasks import create_task
 from adakron.tasks.base import Task
+from launch import attachment
 from launch.arguments import Parser, add_launcher_flags
 
 
@@ -92,14 +93,13 @@ def open_run(options: argparse.Namespace, world: World, needs_data: bool = True)
     config, precision = read_settings(options, folder, needs_data)
     batch_size = eval_batch_size(options, config)
     device = distributed.select_device(world, os.environ)
-    adapter = adapter_io.read_adapter_config(folder)
-    task = create_task(config.data, config.training, model_options=adapter.model_options)
+    auto_class, model_options = attachment.read_head(folder, config.adapter)
+    task = create_task(config.data, config.training, model_options=model_options)
     base = backbone.load_backbone(
-        config.model, auto_class=adapter.auto_class, options=adapter.model_options, seed=config.training.seed, device_type=device.type
+        config.model, auto_class=auto_class, options=model_options, seed=config.training.seed, device_type=device.type
     )
-    adapter_io.load_adapter(base.model, folder, tokenizer=base.tokenizer, allow_other_backbone=options.allow_other_backbone)
-    model: nn.Module = base.model
-    model.to(device=device, dtype=precision).eval().requires_grad_(False)
+    model = attachment.load(base, folder, config.adapter, precision, allow_other_backbone=options.allow_other_backbone)
+    model.to(device).eval().requires_grad_(False)
     evaluator = Evaluator(
         task,
         batch_size=batch_size,

@@ -19,10 +19,9 @@ from datetime import datetime
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import PreTrainedModel
+from torch import Tensor, nn
 
-from adakron import adapter_io, backbone, distributed, models, run_folder
+from adakron import backbone, distributed, models, run_folder
 from adakron.config import DATA_FILES, RunConfig
 from adakron.data.sampler import GlobalBatchSampler
 from adakron.distributed import World
@@ -31,7 +30,6 @@ from adakron.engine.ds_config import DeepSpeedSettings
 from adakron.engine.engine import TrainingEngine
 from adakron.errors import ConfigError, DataError
 from adakron.evaluator import Evaluator
-from adakron.fingerprint import take_fingerprint
 from adakron.log import get_logger
 from adakron.metrics import JsonLinesSink, MetricRecorder, TensorBoardSink, peak_memory_mib
 from adakron.tasks import create_task
@@ -39,6 +37,7 @@ from adakron.tasks.base import Task
 from adakron.tasks.glue import TextTask
 from adakron.trainer import Trainer, TrainResult, best_metric_name, total_steps
 from launch.arguments import parse_train
+from launch.attachment import attach, check_method
 from launch.program import run_program
 from launch.summary import summary_table
 
@@ -61,22 +60,20 @@ def main(arguments: Sequence[str], world: World) -> None:
     for folder_setting in (str(DEFAULT_PARENT) if not config.training.output_dir else None, config.training.logging_dir):
         if folder_setting:
             run_folder.check_writable(Path(folder_setting))
+    check_method(config.adapter, settings)
     task = create_task(config.data, config.training)
     splits = splits_to_use(task, config)
     models.check_architecture(config.model, config.adapter, auto_class=task.auto_class, options=task.model_options())
     base = backbone.load_backbone(
         config.model, auto_class=task.auto_class, options=task.model_options(), seed=config.training.seed, device_type=device.type
     )
-    # Before anything trains: bitfit and full change what it samples.
-    fingerprint = take_fingerprint(base.model, base.tokenizer)
-    info = models.adapt(base.model, config.adapter, seed=config.training.seed, new_parameters=base.new_parameters)
-    models.assert_trainable(base.model, info)
-    check_consistency(config, base.model)
-    router = models.route_experts(base.model, config.training.seed)
+    attached = attach(base, config.adapter, config.training.seed, models.DTYPES[settings.precision])
+    model, info, router = attached.model, attached.info, attached.router
+    models.assert_trainable(model, info)
+    check_consistency(config, model)
     if config.training.gradient_checkpointing:
-        models.checkpoint_activations(base.model, router)
-    kept = models.adapter_buffers(base.model, info)
-    report = models.parameter_report(base.model, info)
+        models.checkpoint_activations(model, router)
+    report = models.parameter_report(model, info)
     encoded = {name: task.encode(name, base.tokenizer) for name in splits}
     for name, split in encoded.items():
         if split.truncated:
@@ -109,8 +106,8 @@ def main(arguments: Sequence[str], world: World) -> None:
         seed=config.training.seed,
     )
     engine = TrainingEngine(
-        base.model,
-        models.trainable_groups(base.model, config.training.weight_decay),
+        model,
+        models.trainable_groups(model, config.training.weight_decay, attached.vectors),
         settings,
         config.training,
         total_steps=total_steps(config.training, sampler.steps_per_epoch),
@@ -122,19 +119,7 @@ def main(arguments: Sequence[str], world: World) -> None:
     def save(target: Path, trained: Mapping[str, Tensor], state: Mapping[str, Any], *, merge: bool = False) -> None:
         if world.rank == 0:
             target.mkdir(exist_ok=True)
-            tensors, adapter = {**trained, **kept}, config.adapter
-            if merge:
-                tensors, adapter = adapter_io.merge_experts(tensors, adapter, info.sites)
-            adapter_io.save_adapter(
-                target,
-                tensors=tensors,
-                adapter=adapter,
-                info=info,
-                base_model=base.name,
-                auto_class=task.auto_class,
-                model_options=task.model_options(),
-                backbone=fingerprint,
-            )
+            attached.write(target, trained, merge, auto_class=task.auto_class, model_options=task.model_options())
             base.tokenizer.save_pretrained(target)
             run_folder.write_json(target / run_folder.STATE_FILE, state)
 
@@ -172,7 +157,7 @@ def main(arguments: Sequence[str], world: World) -> None:
     distributed.barrier()
 
 
-def check_consistency(config: RunConfig, model: PreTrainedModel) -> None:
+def check_consistency(config: RunConfig, model: nn.Module) -> None:
     """Raise ConfigError where a consistency loss was asked for and both its passes would be the same."""
     if config.training.consistency_weight and not models.is_random_in_training(model):
         raise ConfigError(

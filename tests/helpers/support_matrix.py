@@ -15,10 +15,12 @@ from tests.helpers.support_checks import CHECKS, applicable, is_refused
 
 METHODS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("adakron", {}),
-    ("adakron, both positions", {"position": "both"}),
+    ("adakron, behind attention", {"position": "attention"}),
+    ("madakron_partial", {"method": "madakron_partial"}),
     ("madakron", {"method": "madakron"}),
     ("adamix", {"method": "adamix"}),
     ("pfeiffer", {"method": "pfeiffer"}),
+    ("houlsby", {"method": "houlsby"}),
     ("bitfit", {"method": "bitfit"}),
     ("full", {"method": "full"}),
     ("head", {"method": "head"}),

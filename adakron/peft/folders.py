@@ -1,0 +1,136 @@
+"""Folders of PEFT's methods: what PEFT itself writes and reads, and beside it what builds the backbone with its head again."""
+
+import json
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from peft.utils import ModulesToSaveWrapper
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from adakron import run_folder
+from adakron.adapter_io import TASK_TYPES, WEIGHTS_FILE, report_differences
+from adakron.backbone import is_inside
+from adakron.errors import CheckpointError
+from adakron.fingerprint import BackboneFingerprint, backbone_differences
+from adakron.peft.methods import ADAPTER_NAME, NAME_PREFIX, Attached, cast_buffers, named_tensors, quiet_peft
+
+_COPIES = ("original_module", "modules_to_save")
+
+
+def save(
+    folder: str | Path,
+    attached: Attached,
+    *,
+    tensors: Mapping[str, Tensor],
+    base_model: str,
+    auto_class: str,
+    model_options: Mapping[str, Any],
+    backbone: BackboneFingerprint | None = None,
+) -> None:
+    """Write adapter and head as PEFT does, and backbone.json.
+
+    tensors: what trained, whole (not a ZeRO partition), by parameter name. The others: see `adakron.adapter_io.save_adapter`.
+    Raises CheckpointError where tensors are missing or empty.
+    """
+    info = attached.info
+    needed = {*info.adapter_parameters, *info.tuned_parameters}
+    problems = [f"{name} is missing" for name in sorted(needed - tensors.keys())]
+    problems += [f"{name} is empty (a ZeRO stage 3 partition? gather it first)" for name, t in tensors.items() if t.numel() == 0]
+    problems += [f"{head}.* is missing" for head in info.head_modules if not any(is_inside(name, [head]) for name in tensors)]
+    if problems:
+        raise CheckpointError(f"refusing to write {folder}: " + "; ".join(problems))
+    with quiet_peft():
+        weights = attached.adapter_state(tensors)
+    weights |= {name: tensor for name, tensor in tensors.items() if is_inside(name, info.head_modules)}
+    config: Any = attached.config
+    config.base_model_name_or_path, config.task_type, config.inference_mode = base_model, TASK_TYPES.get(auto_class), True
+    config.modules_to_save = [head.removeprefix(NAME_PREFIX) for head in info.head_modules] or None
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    # Copies: safetensors refuses tensors that share memory. The whole file or none, as everywhere.
+    partial = folder / f".{WEIGHTS_FILE}.partial"
+    whole = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in weights.items()}
+    safetensors.torch.save_file(whole, partial, metadata={"format": "pt"})
+    os.replace(partial, folder / WEIGHTS_FILE)
+    content = {
+        "base_model": base_model,
+        "auto_class": auto_class,
+        "model_options": dict(model_options),
+        # What the adapter brings itself, so that its values in the backbone do not matter.
+        "replaced": [name.removeprefix(NAME_PREFIX).replace(".base_layer", "") for name in (*info.head_modules, *info.tuned_parameters)],
+        "backbone": None if backbone is None else backbone.to_dict(),
+    }
+    run_folder.write_json(folder / run_folder.BACKBONE_FILE, content)
+    # The configuration comes last: it is what a reader looks for first.
+    config.save_pretrained(str(folder))
+
+
+def read_backbone(folder: str | Path) -> dict[str, Any]:
+    """The content of backbone.json of a folder that `save` wrote: base_model, auto_class, model_options, replaced (names), backbone (its
+    fingerprint or None). CheckpointError where it holds none.
+    """
+    path = Path(folder) / run_folder.BACKBONE_FILE
+    if not path.is_file():
+        raise CheckpointError(f"{folder} holds no {path.name}: this trainer did not write it; load it with peft.PeftModel.from_pretrained")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        options = dict(content["model_options"])
+        if "id2label" in options:
+            # JSON has no integer keys.
+            options["id2label"] = {int(label): name for label, name in options["id2label"].items()}
+        saved = content.get("backbone")
+        return {
+            "base_model": str(content["base_model"]),
+            "auto_class": str(content["auto_class"]),
+            "model_options": options,
+            "replaced": [str(name) for name in content["replaced"]],
+            "backbone": None if saved is None else BackboneFingerprint.from_dict(saved),
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+
+
+def check_backbone(
+    model: PreTrainedModel, folder: str | Path, *, tokenizer: PreTrainedTokenizerBase | None = None, allow_other_backbone: bool = False
+) -> None:
+    """See `adakron.adapter_io.check_backbone`."""
+    saved = read_backbone(folder)
+    if saved["backbone"] is not None:
+        found = backbone_differences(saved["backbone"], model, tokenizer, loaded_over=saved["replaced"])
+        report_differences(found, model, folder, saved["base_model"], allow_other_backbone=allow_other_backbone)
+
+
+@torch.no_grad()
+def load(model: PreTrainedModel, folder: str | Path, dtype: torch.dtype = torch.float32) -> PeftModel:
+    """A freshly loaded backbone with a saved adapter and head, frozen and in evaluation mode.
+
+    dtype: of the run that will use it, see `methods.attach`; parameters keep theirs.
+    Raises CheckpointError where PEFT cannot read the folder, or where tensors are missing or left over, which PEFT lets pass.
+    """
+    backbone = {id(tensor) for _, tensor in named_tensors(model)}
+    try:
+        stored = set(safetensors.torch.load_file(Path(folder) / WEIGHTS_FILE))
+        with quiet_peft():
+            warnings.filterwarnings("ignore", message="Found missing adapter keys")  # found below, with those left over
+            loaded = PeftModel.from_pretrained(model, str(folder))
+            expected = set(get_peft_model_state_dict(loaded, adapter_name=ADAPTER_NAME, save_embedding_layers=False))
+            # Where LoRA trains all biases, PEFT lists those of both copies of the head, too.
+            copies = [name for name, module in loaded.named_modules() if isinstance(module, ModulesToSaveWrapper)]
+            expected = {name for name in expected if not is_inside(name, [f"{copy}.{part}" for copy in copies for part in _COPIES])}
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+        raise CheckpointError(f"{folder} does not fit {type(model).__name__}: {' '.join(str(error).split())}") from error
+    # A method whose settings cannot name whole modules has its head loaded in place.
+    known = expected | loaded.state_dict().keys()
+    problems = [f"missing {name}" for name in sorted(expected - stored)] + [f"unexpected {name}" for name in sorted(stored - known)]
+    if problems:
+        raise CheckpointError(f"{folder} does not fit {type(model).__name__}: " + "; ".join(problems))
+    cast_buffers(loaded, backbone, dtype)
+    return loaded.eval().requires_grad_(False)
