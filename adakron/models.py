@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -221,6 +221,15 @@ def cast_parameters(model: nn.Module, dtype: torch.dtype) -> None:
     for parameter in model.parameters():
         if parameter.is_floating_point():
             parameter.data = parameter.data.to(dtype)
+
+
+def set_inference_level(model: nn.Module, level: Literal[0, 1, 3]) -> None:
+    """Let evaluation use the experts of the model's mixtures in another way; ConfigError where there is no mixture."""
+    mixtures = [module for module in model.modules() if isinstance(module, BottleneckAdapter) and module.num_experts > 1]
+    if not mixtures:
+        raise ConfigError(f"inference_level is {level}, but the model has no mixture of experts; drop --inference_level")
+    for mixture in mixtures:
+        mixture.inference_level = level
 
 
 def adapter_buffers(model: nn.Module, info: AdaptedModelInfo) -> dict[str, Tensor]:

@@ -72,6 +72,8 @@ def is_mixed(options: argparse.Namespace) -> bool:
             raise ConfigError("--adapter_name and --adapter_column choose among several runs; name the others with --adapter NAME=RUN")
         return False
     problems = []
+    if options.inference_level is not None:
+        problems.append("--inference_level is for one run, and several keep their own; drop it")
     if options.text:
         texts, names = len(options.text), len(options.adapter_name or ())
         if names != texts:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from adakron import adapter_io, backbone, distributed, run_folder
+from adakron import adapter_io, backbone, distributed, models, run_folder
 from adakron.config import DATA_FILES, DataConfig, RunConfig
 from adakron.distributed import World
 from adakron.errors import CheckpointError, ConfigError
@@ -45,6 +45,10 @@ def saved_run_parser(description: str) -> Parser:
     parser.add_argument("run_folder", help="Output folder of a run, or one of its checkpoint-<step> folders.")
     parser.add_argument("--per_device_eval_batch_size", type=int, help="Examples per forward pass and rank. Default: the run's.")
     parser.add_argument("--model_name_or_path", help="Where the run's backbone is now, if it moved.")
+    parser.add_argument(
+        "--inference_level", type=int, choices=(0, 1, 3),
+        help="Experts of a mixture: 3 their average, 1 a random one per sentence, 0 per token. Default: the run's.",
+    )  # fmt: skip
     parser.add_argument(
         "--allow_other_backbone",
         action="store_true",
@@ -100,6 +104,9 @@ def open_run(options: argparse.Namespace, world: World, needs_data: bool = True)
     )
     model = attachment.load(base, folder, config.adapter, precision, allow_other_backbone=options.allow_other_backbone)
     model.to(device).eval().requires_grad_(False)
+    if options.inference_level is not None:
+        models.set_inference_level(model, options.inference_level)
+    router = models.route_experts(model, config.training.seed)
     evaluator = Evaluator(
         task,
         batch_size=batch_size,
@@ -107,6 +114,7 @@ def open_run(options: argparse.Namespace, world: World, needs_data: bool = True)
         device=device,
         world_size=world.world_size,
         rank=world.rank,
+        before_batch=router.evaluation_batch if router else None,
     )
     return SavedRun(folder, config, task, model, base.tokenizer, evaluator, device)
 

@@ -16,10 +16,14 @@ def adapter_settings(folder: Path) -> dict:
     return json.loads((folder / "adapter_config.json").read_text())
 
 
-def evaluated(folder: Path, output: Path) -> dict:
-    finished = python("launch/evaluate.py", str(folder), "--output_file", str(output))
+def evaluated(folder: Path, output: Path, *more: str) -> dict:
+    finished = python("launch/evaluate.py", str(folder), "--output_file", str(output), *more)
     assert finished.returncode == 0, finished.output
     return json.loads(output.read_text())
+
+
+def level_loss(folder: Path, output: Path, level: str) -> float:
+    return evaluated(folder, output, "--inference_level", level)["eval_loss"]
 
 
 def test_a_mixture_draws_the_same_experts_on_one_and_two_processes(tiny_bert, tiny_data, tmp_path):
@@ -43,6 +47,10 @@ def test_a_mixture_is_saved_with_its_experts_or_merged(tiny_bert, tiny_data, tmp
     assert experts[f"{name}.weight"].shape == (4, 8, 32) and merged[f"{name}.weight"].shape == (8, 32)
     assert len({*experts[f"{name}.expert_scores"].tolist()}) == 4 and f"{name}.expert_scores" not in merged
     expected = results(folder)["eval_loss"]
+    levels = {level: level_loss(checkpoint, tmp_path / f"level{level}.json", level) for level in ("0", "1", "3")}
+    assert len({*levels.values()}) == 3 and levels["0"] == level_loss(checkpoint, tmp_path / "again.json", "0")
+    finished = python("launch/evaluate.py", str(folder), "--inference_level", "0")
+    assert finished.returncode == 2 and "the model has no mixture of experts" in finished.stderr, finished.output
     for place in (checkpoint, folder):  # the run's own evaluation averaged the experts in bf16
         assert evaluated(place, tmp_path / f"{place.name}.json")["eval_loss"] == pytest.approx(expected, rel=2e-2)
 
