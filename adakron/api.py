@@ -5,7 +5,7 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from adakron import adapter_io
-from adakron.adapter_io import AdapterFolder, read_adapter_config
+from adakron.adapter_folder import AdapterFolder, read_adapter_config
 from adakron.errors import CheckpointError
 from adakron.placement import some_of
 

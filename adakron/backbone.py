@@ -4,12 +4,10 @@ Everything a user can get wrong about a model folder ends here, in one ConfigErr
 """
 
 import copy
-import json
 import logging
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +15,14 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
-from transformers.utils import logging as transformers_logging
 
 from adakron.config import ModelConfig
 from adakron.errors import ConfigError
 from adakron.packaged import PACKAGED_MINILM, packaged_minilm
+from adakron.pretrained import hub_arguments, quiet_transformers, reading, reason_of
+from adakron.tokenizer import POSITIONS_FROM_PADDING, agree_on_padding, check_end_token, load_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -83,9 +82,6 @@ def resolve_backbone(config: ModelConfig) -> str:
 _ENCODER_DECODER_CLASSES = ("AutoModelForSequenceClassification", "AutoModelForSeq2SeqLM")
 """Auto classes whose models make the decoder's input themselves, from the text or from the targets."""
 
-_POSITIONS_FROM_PADDING = ("roberta", "xlm-roberta", "camembert")
-"""Model types that number positions from the configuration's padding index on, so that it is part of what was trained."""
-
 
 def load_config(config: ModelConfig, options: Mapping[str, Any], auto_class: str | None = None) -> PreTrainedConfig:
     """The architecture's configuration with the task's options and the dropout override applied; reads no weights.
@@ -96,8 +92,8 @@ def load_config(config: ModelConfig, options: Mapping[str, Any], auto_class: str
     class that wants its decoder's input from outside (AutoModel) or is not meant for it.
     """
     path = resolve_backbone(config)
-    with _reading("configuration", path, "--model_name_or_path"):
-        loaded: PreTrainedConfig = AutoConfig.from_pretrained(path, **_hub_arguments(config, path), **options)
+    with reading("configuration", path, "--model_name_or_path"):
+        loaded: PreTrainedConfig = AutoConfig.from_pretrained(path, **hub_arguments(config, path), **options)
     unsupported = ""
     if getattr(loaded, "vocab_size", None) is None:
         unsupported = "is no text model: its configuration has no vocab_size"
@@ -140,14 +136,14 @@ def load_backbone(
     """
     path = resolve_backbone(config)
     architecture = load_config(config, options, auto_class)
-    tokenizer = _load_tokenizer(config, path, architecture)
-    _agree_on_padding(tokenizer, architecture)
+    tokenizer = load_tokenizer(config, path, architecture)
+    agree_on_padding(tokenizer, architecture)
     if architecture.is_encoder_decoder and auto_class == "AutoModelForSequenceClassification":
-        _check_end_token(tokenizer, architecture)
+        check_end_token(tokenizer, architecture)
     tokenizer.model_max_length = min(tokenizer.model_max_length, position_limit(architecture))
     check_attention(config, architecture, auto_class)
     remedy = "--model_name_or_path"
-    with _reading("weights", path, remedy), quiet_transformers(), torch.random.fork_rng(devices=[]):
+    with reading("weights", path, remedy), quiet_transformers(), torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed: it would reseed the accelerators as well, which fork_rng does not restore here.
         torch.default_generator.manual_seed(seed)
         model, loading = model_class(auto_class).from_pretrained(
@@ -158,7 +154,7 @@ def load_backbone(
             attn_implementation=config.attn_implementation or ("eager" if device_type == "cpu" else None),
             output_loading_info=True,
             ignore_mismatched_sizes=True,
-            **_hub_arguments(config, path),
+            **hub_arguments(config, path),
         )
     parameters = {name for name, _ in model.named_parameters()}
     mismatched = {key if isinstance(key, str) else key[0] for key in loading["mismatched_keys"]}
@@ -237,7 +233,7 @@ def _unused_pooler(model: PreTrainedModel, config: ModelConfig, path: str) -> li
         "modules.json",
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
-        **_hub_arguments(config, path),
+        **hub_arguments(config, path),
     )
     pooler = getattr(model.base_model, "pooler", None)
     if marker is None or pooler is None:
@@ -255,7 +251,7 @@ def position_limit(architecture: PreTrainedConfig) -> int:
     positions = getattr(architecture, "max_position_embeddings", None)
     if not isinstance(positions, int) or positions <= 0 or not getattr(architecture, "position_biased_input", True):
         return sys.maxsize
-    if architecture.model_type in _POSITIONS_FROM_PADDING:
+    if architecture.model_type in POSITIONS_FROM_PADDING:
         return positions - (architecture.pad_token_id or 0) - 1
     # MPNet's code numbers them from 2 on, whatever the padding token.
     return positions - 2 if architecture.model_type == "mpnet" else positions
@@ -295,112 +291,6 @@ def model_class(auto_class: str) -> Any:
     if not auto_class.startswith("AutoModel") or found is None:
         raise ConfigError(f"{auto_class!r} is not an AutoModel class of transformers {transformers.__version__}")
     return found
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """No progress bars, and no table of new head weights: `load_backbone` checks what that table only shows."""
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
-
-
-def _load_tokenizer(config: ModelConfig, path: str, architecture: PreTrainedConfig) -> PreTrainedTokenizerBase:
-    source = config.tokenizer_name or path
-    remedy = "--tokenizer_name" if config.tokenizer_name else "--tokenizer_name or --model_name_or_path"
-    with _reading("tokenizer", source, remedy), quiet_transformers():
-        try:
-            # The architecture tells the kind of tokenizer, for folders that hold nothing but vocabulary files.
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-                source, config=architecture, **_hub_arguments(config, source)
-            )
-        except Exception as error:
-            damaged = _damaged_tokenizer_files(Path(source))
-            if damaged:
-                raise ConfigError([f"{problem} (restore it, or set {remedy})" for problem in damaged]) from error
-            raise
-    # Without a vocabulary file transformers 5 makes a tokenizer that knows its special tokens only, and says nothing.
-    if len(tokenizer) <= len(set(tokenizer.all_special_tokens)):
-        raise ConfigError(f"no tokenizer vocabulary (tokenizer.json, vocab.txt, ...) in {source} (set {remedy})")
-    return tokenizer
-
-
-def _agree_on_padding(tokenizer: PreTrainedTokenizerBase, architecture: PreTrainedConfig) -> None:
-    """One padding token for both: a decoder's classifier looks for the last token that is not the configuration's."""
-    if tokenizer.pad_token_id is None and tokenizer.eos_token is not None:
-        tokenizer.pad_token = tokenizer.eos_token
-    if tokenizer.pad_token_id is None:
-        raise ConfigError(
-            f"the tokenizer {tokenizer.name_or_path} has neither a padding nor an end-of-sequence token, so texts of several lengths make"
-            " no batch (name its pad_token in tokenizer_config.json, or set --tokenizer_name)"
-        )
-    declared = getattr(architecture, "pad_token_id", None)
-    # A padding index outside the embedding is an error of its own, and a clearer one where the tokenizer is compared with it.
-    if declared is None or (architecture.model_type not in _POSITIONS_FROM_PADDING and tokenizer.pad_token_id < architecture.vocab_size):
-        architecture.pad_token_id = tokenizer.pad_token_id
-
-
-def _check_end_token(tokenizer: PreTrainedTokenizerBase, architecture: PreTrainedConfig) -> None:
-    end = architecture.eos_token_id
-    wrong = ""
-    if end not in tokenizer("")["input_ids"]:
-        wrong = "the tokenizer adds none"
-    elif tokenizer.pad_token_id == end:
-        wrong = "the tokenizer pads with it"
-    if wrong:
-        raise ConfigError(
-            f"the classifier of model type {architecture.model_type!r} reads the decoder at the text's end-of-sequence token ({end}), but"
-            f" {wrong} (set --tokenizer_name to the tokenizer that belongs to the model)"
-        )
-
-
-def _damaged_tokenizer_files(folder: Path) -> list[str]:
-    # What the library says about a damaged file names neither the file nor what is wrong with it ("'added_tokens'").
-    needed = {"tokenizer.json": {"model", "added_tokens"}, "tokenizer_config.json": set(), "special_tokens_map.json": set()}
-    problems = []
-    for name, keys in needed.items():
-        if (folder / name).is_file():
-            try:
-                content = json.loads((folder / name).read_text(encoding="utf-8"))
-                absent = sorted(keys - {*content}) if isinstance(content, dict) else ["the JSON object"]
-                wrong = f"{', '.join(absent)} missing" if absent else ""
-            except (OSError, ValueError) as error:
-                wrong = reason_of(error)
-            problems += [f"the tokenizer file {folder / name} is damaged: {wrong}"] if wrong else []
-    return problems
-
-
-def _hub_arguments(config: ModelConfig, path: str) -> dict[str, Any]:
-    if Path(path).is_dir():
-        # What a folder lacks (a generation config, a chat template) is not looked for on the hub.
-        return {"local_files_only": True, "trust_remote_code": config.trust_remote_code}
-    return {"revision": config.model_revision, "cache_dir": config.cache_dir, "trust_remote_code": config.trust_remote_code}
-
-
-def reason_of(error: Exception) -> str:
-    """One line that says what a library's error is about."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    # A line that ends at a colon announces the reason, which is on the next.
-    end = next((index for index, line in enumerate(lines) if not line.endswith(":")), len(lines) - 1)
-    return " ".join(lines[: end + 1])
-
-
-@contextmanager
-def _reading(what: str, path: str, remedy: str) -> Iterator[None]:
-    # Libraries raise a dozen unrelated classes for an unreadable or unknown model; a user needs one sentence for all.
-    try:
-        yield
-    except ConfigError:
-        raise
-    except Exception as error:
-        place = "the folder" if Path(path).is_dir() else "neither a local folder nor a hub id that could be fetched:"
-        raise ConfigError(f"cannot read the {what} of the model, {place} {path}: {reason_of(error)} (set {remedy})") from error
 
 
 def _folder_problems(folder: Path) -> list[str]:

@@ -14,10 +14,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from adakron.adapter_io import AdapterFolder, check_backbone, load_tensors, read_adapter_config
-from adakron.backbone import is_inside, model_class, quiet_transformers, reason_of
+from adakron.adapter_folder import AdapterFolder, read_adapter_config
+from adakron.adapter_io import check_backbone, load_tensors
+from adakron.backbone import is_inside, model_class
 from adakron.errors import CheckpointError, ConfigError
 from adakron.nn import AdaptedLayer
+from adakron.pretrained import quiet_transformers, reason_of
 
 
 @dataclass

@@ -9,21 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adakron import adapter_io, models
+from adakron import adapter_folder, adapter_io, models
 from adakron.backbone import Backbone
 from adakron.config import AdapterConfig
 from adakron.engine.ds_config import DeepSpeedSettings
 from adakron.errors import ConfigError
 from adakron.fingerprint import BackboneFingerprint, take_fingerprint
-from adakron.models import AdaptedModelInfo
 from adakron.nn.routing import Router
+from adakron.trainable import AdaptedModelInfo
 
 
 @dataclass(frozen=True)
 class Attachment:
     """A backbone whose adapters and head train.
 
-    model: what the engine trains. info: what of it trains. vectors: see `models.trainable_groups`. router: of a mixture.
+    model: what the engine trains. info: what of it trains. vectors: see `trainable.trainable_groups`. router: of a mixture.
     write: writes a folder (folder, trained tensors, whether experts are merged; auto_class and model_options by name).
     """
 
@@ -100,7 +100,7 @@ def read_head(folder: Path, config: AdapterConfig) -> tuple[str, dict[str, Any]]
 
         content = folders.read_backbone(folder)
         return content["auto_class"], content["model_options"]
-    saved = adapter_io.read_adapter_config(folder)
+    saved = adapter_folder.read_adapter_config(folder)
     return saved.auto_class, saved.model_options
 
 

@@ -18,14 +18,14 @@ import shutil
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from adakron import adapter_io, models, reference, run_folder
+from adakron import adapter_folder, adapter_io, models, reference, run_folder
 from adakron.config import AdapterConfig, DataConfig, ModelConfig, RunConfig, TrainingConfig
 from adakron.distributed import World
 from adakron.errors import ConfigError
 from adakron.fingerprint import take_fingerprint
-from adakron.models import AdaptedModelInfo
 from adakron.tasks import create_task
 from adakron.tasks.glue import GLUE_TASKS
+from adakron.trainable import AdaptedModelInfo
 from launch.arguments import Parser
 from launch.program import run_program
 
@@ -134,7 +134,7 @@ def merge(arguments: Sequence[str]) -> None:
     parser.add_argument("--output_dir", required=True, help="The folder to write; it must not exist, or be empty.")
     options = parser.parse(arguments)
     source, folder = Path(options.folder), _free_folder(options.output_dir)
-    saved = adapter_io.read_adapter_config(source)
+    saved = adapter_folder.read_adapter_config(source)
     tensors, single = adapter_io.merge_experts(adapter_io.read_adapter_tensors(source), saved.adapter, saved.sites)
     adapter_io.save_adapter(
         folder,

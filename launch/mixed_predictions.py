@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from adakron import adapter_io, backbone, distributed, models
-from adakron.adapter_io import AdapterFolder
+from adakron import adapter_folder, backbone, distributed, models
+from adakron.adapter_folder import AdapterFolder
 from adakron.bank import AdapterBank
 from adakron.config import DataConfig, RunConfig
 from adakron.data.collation import pad_batch
@@ -217,7 +217,7 @@ def _folders(options: argparse.Namespace) -> dict[str, Path]:
 
 def _open(options: argparse.Namespace, folder: Path) -> _Run:
     config, precision = read_settings(options, folder, needs_data=False)
-    saved = adapter_io.read_adapter_config(folder)
+    saved = adapter_folder.read_adapter_config(folder)
     # The rows are read here, once, without labels: those of one run mean nothing to another.
     data = dataclasses.replace(config.data, data_dir=None, train_file=None, validation_file=None, test_file=None)
     task = create_task(data, config.training, model_options=saved.model_options)

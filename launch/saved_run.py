@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from adakron import adapter_io, backbone, distributed, models, run_folder
+from adakron import adapter_folder, backbone, distributed, models, run_folder
 from adakron.config import DATA_FILES, DataConfig, RunConfig
 from adakron.distributed import World
 from adakron.errors import CheckpointError, ConfigError
@@ -120,12 +120,12 @@ def open_run(options: argparse.Namespace, world: World, needs_data: bool = True)
 
 
 def _check_finished(folder: Path) -> None:
-    if (folder / adapter_io.CONFIG_FILE).is_file():
+    if (folder / adapter_folder.CONFIG_FILE).is_file():
         return
-    saved = [path for path in folder.glob(f"{run_folder.CHECKPOINT_PREFIX}*") if (path / adapter_io.CONFIG_FILE).is_file()]
+    saved = [path for path in folder.glob(f"{run_folder.CHECKPOINT_PREFIX}*") if (path / adapter_folder.CONFIG_FILE).is_file()]
     newest = max(saved, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
     remedy = f"name its newest checkpoint: {newest}" if newest else "it saved no checkpoint either; train again"
-    raise CheckpointError(f"the run in {folder} did not finish: it holds no {adapter_io.CONFIG_FILE}; {remedy}")
+    raise CheckpointError(f"the run in {folder} did not finish: it holds no {adapter_folder.CONFIG_FILE}; {remedy}")
 
 
 def splits_named(task: Task, asked: str | None, prefix: str) -> Sequence[str]:

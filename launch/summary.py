@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from adakron.config import RunConfig
-from adakron.models import ParameterReport
+from adakron.trainable import ParameterReport
 
 
 def summary_table(config: RunConfig, results: Mapping[str, Mapping[str, Any]], report: ParameterReport, folder: Path) -> str:

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adakron import backbone, distributed, models, run_folder
+from adakron import backbone, distributed, models, run_folder, trainable
 from adakron.config import DATA_FILES, RunConfig
 from adakron.data.sampler import GlobalBatchSampler
 from adakron.distributed import World
@@ -35,6 +35,7 @@ from adakron.metrics import JsonLinesSink, MetricRecorder, TensorBoardSink, peak
 from adakron.tasks import create_task
 from adakron.tasks.base import Task
 from adakron.tasks.glue import TextTask
+from adakron.trainable import ParameterReport
 from adakron.trainer import Trainer, TrainResult, best_metric_name, total_steps
 from launch.arguments import parse_train
 from launch.attachment import attach, check_method
@@ -69,11 +70,11 @@ def main(arguments: Sequence[str], world: World) -> None:
     )
     attached = attach(base, config.adapter, config.training.seed, models.DTYPES[settings.precision])
     model, info, router = attached.model, attached.info, attached.router
-    models.assert_trainable(model, info)
+    trainable.assert_trainable(model, info)
     check_consistency(config, model)
     if config.training.gradient_checkpointing:
         models.checkpoint_activations(model, router)
-    report = models.parameter_report(model, info)
+    report = trainable.parameter_report(model, info)
     encoded = {name: task.encode(name, base.tokenizer) for name in splits}
     for name, split in encoded.items():
         if split.truncated:
@@ -107,7 +108,7 @@ def main(arguments: Sequence[str], world: World) -> None:
     )
     engine = TrainingEngine(
         model,
-        models.trainable_groups(model, config.training.weight_decay, attached.vectors),
+        trainable.trainable_groups(model, config.training.weight_decay, attached.vectors),
         settings,
         config.training,
         total_steps=total_steps(config.training, sampler.steps_per_epoch),
@@ -258,7 +259,12 @@ def _sinks(config: RunConfig, folder: Path) -> list[TensorBoardSink | JsonLinesS
 
 
 def collect_results(
-    config: RunConfig, result: TrainResult, scores: Mapping[str, float] | None, report: models.ParameterReport, memory: float, wall: float
+    config: RunConfig,
+    result: TrainResult,
+    scores: Mapping[str, float] | None,
+    report: ParameterReport,
+    memory: float,
+    wall: float,
 ) -> dict[str, dict[str, Any]]:
     """The flat numbers of train_results.json and eval_results.json."""
     seconds = max(1e-9, result.seconds)

@@ -16,7 +16,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from adakron import run_folder
-from adakron.adapter_io import TASK_TYPES, WEIGHTS_FILE, report_differences
+from adakron.adapter_folder import WEIGHTS_FILE
+from adakron.adapter_io import TASK_TYPES, report_differences
 from adakron.backbone import is_inside
 from adakron.errors import CheckpointError
 from adakron.fingerprint import BackboneFingerprint, backbone_differences

@@ -10,7 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from peft import PeftConfig, PeftType
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
-from adakron.adapter_io import PEFT_TYPE
+from adakron.adapter_folder import PEFT_TYPE
 from adakron.config import AdapterConfig
 from adakron.errors import ConfigError
 

@@ -23,9 +23,10 @@ from transformers import PreTrainedModel
 from adakron.backbone import NewParameters, is_inside
 from adakron.config import AdapterConfig
 from adakron.errors import ConfigError
-from adakron.models import AdaptedModelInfo, frozen_at_random, head_to_train
+from adakron.models import frozen_at_random, head_to_train
 from adakron.peft.method_settings import method_config
 from adakron.placement import some_of
+from adakron.trainable import AdaptedModelInfo
 
 ADAPTER_NAME = "default"
 NAME_PREFIX = "base_model.model."

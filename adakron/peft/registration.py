@@ -10,7 +10,7 @@ from peft import PeftType
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.utils import register_peft_method
 
-from adakron.adapter_io import PEFT_TYPE
+from adakron.adapter_folder import PEFT_TYPE
 from adakron.errors import ConfigError
 
 

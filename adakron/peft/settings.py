@@ -11,7 +11,8 @@ from peft.utils import AuxiliaryTrainingWrapper
 from torch import nn
 from transformers import PreTrainedModel
 
-from adakron.adapter_io import FORMAT_VERSION, TASK_TYPES
+from adakron.adapter_folder import FORMAT_VERSION
+from adakron.adapter_io import TASK_TYPES
 from adakron.backbone import head_modules
 from adakron.config import AdapterConfig
 from adakron.errors import ConfigError

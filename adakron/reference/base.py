@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from adakron.backbone import is_inside, load_config, model_class, quiet_transformers, reason_of, resolve_backbone
+from adakron.backbone import is_inside, load_config, model_class, resolve_backbone
 from adakron.config import ModelConfig
 from adakron.errors import ConfigError
 from adakron.placement import some_of
+from adakron.pretrained import quiet_transformers, reason_of
 
 
 def load_base(name: str, *, auto_class: str, options: Mapping[str, Any], heads: tuple[str, ...]) -> PreTrainedModel:

@@ -8,7 +8,8 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from adakron.adapter_io import AdapterFolder, read_adapter_config, read_adapter_tensors
+from adakron.adapter_folder import AdapterFolder, read_adapter_config
+from adakron.adapter_io import read_adapter_tensors
 from adakron.backbone import is_inside, load_config
 from adakron.config import ModelConfig
 from adakron.errors import ConfigError

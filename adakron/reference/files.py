@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adakron.backbone import reason_of
 from adakron.errors import CheckpointError, ConfigError
+from adakron.pretrained import reason_of
 
 STATE_KEY = "model_state_dict"
 """Key of the tensors in the files of the text-generation code (`NLG/src/gpt2_ft.py:265-268`)."""

@@ -12,12 +12,13 @@ from transformers import PreTrainedModel
 from adakron.backbone import is_inside, load_config
 from adakron.config import AdapterConfig, ModelConfig
 from adakron.errors import CheckpointError, ConfigError
-from adakron.models import AdaptedModelInfo, adapt
+from adakron.models import adapt
 from adakron.placement import some_of
 from adakron.reference.base import load_base
 from adakron.reference.files import read_tensors
 from adakron.reference.layout import AUTO_CLASSES, HEADS, LAYOUTS, AdapterKey, Layout, adapter_keys, home_of, parse_key
 from adakron.reference.variants import TIED_KEYS, Variant, derived_tensors
+from adakron.trainable import AdaptedModelInfo
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from adakron import backbone, distributed, models
+from adakron import backbone, distributed, models, trainable
 from adakron.config import AdapterConfig, DataConfig, ModelConfig, TrainingConfig
 from adakron.data.sampler import GlobalBatchSampler
 from adakron.distributed import World
@@ -183,7 +183,7 @@ def train_case(folder: Path, case: Case, world: World, device: torch.device) -> 
     build = FaultyEngine if case.faulty else TrainingEngine
     router = models.route_experts(model, SEED)
     engine = build(
-        model, models.trainable_groups(model, training.weight_decay), ds_config.resolve(source, values), training,
+        model, trainable.trainable_groups(model, training.weight_decay), ds_config.resolve(source, values), training,
         total_steps=problem.steps, device=device,
     )  # fmt: skip
     sampler = GlobalBatchSampler(

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from adakron import distributed, models
+from adakron import distributed, trainable
 from adakron.config import AdapterConfig, TrainingConfig
 from adakron.distributed import World
 from adakron.engine import ds_config
@@ -88,7 +88,7 @@ def plain_loop(method: str) -> tuple[list[float], Tensor]:
     found = attached(method)
     model = found.model.train()
     optimizer = torch.optim.AdamW(
-        models.trainable_groups(model, TRAINING.weight_decay, found.vectors), lr=TRAINING.learning_rate, eps=TRAINING.adam_epsilon
+        trainable.trainable_groups(model, TRAINING.weight_decay, found.vectors), lr=TRAINING.learning_rate, eps=TRAINING.adam_epsilon
     )
     losses = []
     for _ in range(STEPS):
@@ -108,7 +108,7 @@ def train_case(folder: Path, case: Case, world: World, device: torch.device) -> 
     source = ds_config.read_json(str(ROOT / "ds_configs" / f"{case.deepspeed}.json")) | {"bf16": {"enabled": case.bf16}}
     values = ds_config.RunValues(micro_batch=2, accumulation=1, world_size=world.world_size, max_grad_norm=TRAINING.max_grad_norm)
     engine = TrainingEngine(
-        found.model, models.trainable_groups(found.model, TRAINING.weight_decay, found.vectors), ds_config.resolve(source, values),
+        found.model, trainable.trainable_groups(found.model, TRAINING.weight_decay, found.vectors), ds_config.resolve(source, values),
         TRAINING, total_steps=STEPS, device=device,
     )  # fmt: skip
     mine = slice(2 * world.rank, 2 * world.rank + 2)

@@ -16,17 +16,9 @@ from adakron.adapter_io import load_adapter, save_adapter
 from adakron.config import AdapterConfig
 from adakron.errors import ConfigError
 from adakron.methods import METHODS
-from adakron.models import (
-    AdaptedModelInfo,
-    adapt,
-    adapter_buffers,
-    assert_trainable,
-    checkpoint_activations,
-    expected_adapter_parameters,
-    parameter_report,
-    route_experts,
-)
+from adakron.models import adapt, adapter_buffers, checkpoint_activations, expected_adapter_parameters, route_experts
 from adakron.nn import AdaptedLayer, Router
+from adakron.trainable import AdaptedModelInfo, assert_trainable, parameter_report
 from tests.helpers.architectures import (
     DECODERS,
     ENCODER_DECODERS,

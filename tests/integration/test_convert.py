@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from adakron.adapter_io import read_adapter_config
+from adakron.adapter_folder import read_adapter_config
 from adakron.distributed import read_world
 from adakron.errors import ConfigError
 from launch import convert

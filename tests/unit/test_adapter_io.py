@@ -10,11 +10,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from adakron import adapter_io
-from adakron.adapter_io import load_adapter, read_adapter_config, read_adapter_tensors, save_adapter
+from adakron.adapter_folder import read_adapter_config
+from adakron.adapter_io import load_adapter, read_adapter_tensors, save_adapter
 from adakron.backbone import NewParameters
 from adakron.config import AdapterConfig
 from adakron.errors import CheckpointError
-from adakron.models import AdaptedModelInfo, adapt, adapter_buffers
+from adakron.models import adapt, adapter_buffers
+from adakron.trainable import AdaptedModelInfo
 from tests.helpers.architectures import SIZES, tiny_batch, tiny_model
 
 CONFIG = AdapterConfig(bottleneck_dim=12, kron_factor=3, factor_order="b_major", activation="relu", init_std=0.3)

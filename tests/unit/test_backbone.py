@@ -13,16 +13,12 @@ from torch import nn
 from transformers import AutoConfig
 
 from adakron import backbone, packaged
-from adakron.backbone import (
-    NewParameters,
-    load_backbone,
-    load_config,
-    resolve_backbone,
-)
+from adakron.backbone import NewParameters, load_backbone, load_config, resolve_backbone
 from adakron.config import AdapterConfig, ModelConfig
 from adakron.errors import ConfigError
-from adakron.models import adapt, assert_trainable, check_architecture, parameter_report
+from adakron.models import adapt, check_architecture
 from adakron.packaged import MINILM_SHA256, PACKAGED_MINILM, packaged_minilm
+from adakron.trainable import assert_trainable, parameter_report
 from tests.helpers.architectures import ENCODER_DECODERS, SIZES, language_model_class, tiny_model
 from tests.helpers.shared import shared_data
 from tests.helpers.tiny import save_tiny_bert

@@ -13,7 +13,8 @@ from transformers import PreTrainedTokenizerFast
 from adakron.backbone import Backbone, load_backbone, position_limit
 from adakron.config import AdapterConfig, ModelConfig
 from adakron.errors import ConfigError
-from adakron.models import adapt, assert_trainable, check_architecture
+from adakron.models import adapt, check_architecture
+from adakron.trainable import assert_trainable
 from tests.helpers.architectures import DECODERS, ENCODER_DECODERS, SIZES, language_model_class, tiny_model
 from tests.helpers.letters import letter_tokenizer
 

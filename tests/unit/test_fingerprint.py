@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, T5Config, T5ForConditionalGeneration, T5Model
 
-from adakron.adapter_io import load_adapter, read_adapter_config, save_adapter
+from adakron.adapter_folder import read_adapter_config
+from adakron.adapter_io import load_adapter, save_adapter
 from adakron.backbone import load_backbone
 from adakron.config import AdapterConfig, ModelConfig
 from adakron.errors import CheckpointError

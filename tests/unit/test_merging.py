@@ -9,7 +9,8 @@ from torch import Tensor
 from adakron.adapter_io import adapter_tensor_names, load_adapter, merge_experts, save_adapter
 from adakron.config import AdapterConfig
 from adakron.errors import ConfigError
-from adakron.models import AdaptedModelInfo, adapt, adapter_buffers, parameter_report
+from adakron.models import adapt, adapter_buffers
+from adakron.trainable import AdaptedModelInfo, parameter_report
 from tests.helpers.architectures import tiny_batch, tiny_model
 
 LABELS = {"num_labels": 3, "id2label": {0: "a", 1: "b", 2: "c"}}

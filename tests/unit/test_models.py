@@ -8,20 +8,10 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 from adakron.backbone import NewParameters
 from adakron.config import AdapterConfig
 from adakron.errors import ConfigError
-from adakron.models import (
-    AdaptedModelInfo,
-    adapt,
-    adapter_buffers,
-    assert_trainable,
-    checkpoint_activations,
-    expected_adapter_parameters,
-    is_random_in_training,
-    parameter_report,
-    route_experts,
-    trainable_groups,
-)
+from adakron.models import adapt, adapter_buffers, checkpoint_activations, expected_adapter_parameters, is_random_in_training, route_experts
 from adakron.nn import AdaptedLayer, BottleneckAdapter, adapter_parameter_count
 from adakron.placement import find_sites
+from adakron.trainable import AdaptedModelInfo, assert_trainable, parameter_report, trainable_groups
 from tests.helpers.architectures import tiny_batch, tiny_model
 
 CONFIG = AdapterConfig(bottleneck_dim=8)

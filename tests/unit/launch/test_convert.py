@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import adakron
-from adakron import adapter_io, run_folder
+from adakron import adapter_folder, run_folder
 from adakron.config import AdapterConfig, DataConfig, ModelConfig, RunConfig, TrainingConfig
 from adakron.distributed import World, read_world
 from adakron.errors import CheckpointError, ConfigError
@@ -45,7 +45,7 @@ def test_import_and_back(tmp_path: Path, base: Path, capsys: pytest.CaptureFixtu
     file = checkpoint(tmp_path)
     convert_main("import", file, "--model_name_or_path", base, "--output_dir", tmp_path / "out", "--label_names", "bad, good")
     assert "written by AdaKron's GLUE code: adakron with bottleneck_dim 8 in 2 layers" in capsys.readouterr().out
-    saved = adapter_io.read_adapter_config(tmp_path / "out")
+    saved = adapter_folder.read_adapter_config(tmp_path / "out")
     assert saved.base_model == str(base) and saved.model_options["id2label"] == {0: "bad", 1: "good"}
     assert {"tokenizer.json", "tokenizer_config.json"} <= {path.name for path in (tmp_path / "out").iterdir()}
     convert_main("export", tmp_path / "out", "--output_file", tmp_path / "new" / "file.bin")
@@ -54,7 +54,7 @@ def test_import_and_back(tmp_path: Path, base: Path, capsys: pytest.CaptureFixtu
 
 def test_an_imported_task_is_scored_like_a_run(tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]) -> None:
     convert_main("import", checkpoint(tmp_path), "--model_name_or_path", base, "--output_dir", tmp_path / "out", "--task_name", "sst2")
-    assert adapter_io.read_adapter_config(tmp_path / "out").model_options["id2label"] == {0: "negative", 1: "positive"}
+    assert adapter_folder.read_adapter_config(tmp_path / "out").model_options["id2label"] == {0: "negative", 1: "positive"}
     data = tiny.write_classification(tmp_path / "data")
     capsys.readouterr()
     evaluate.main([str(tmp_path / "out"), "--data_dir", str(data)], read_world({}))
@@ -100,7 +100,7 @@ def test_merge_an_imported_mixture(tmp_path: Path, base: Path, capsys: pytest.Ca
     convert_main("import", checkpoint(tmp_path, ADAMIX), "--model_name_or_path", base, "--output_dir", tmp_path / "mixture")
     convert_main("merge", tmp_path / "mixture", "--output_dir", tmp_path / "merged")
     assert "adamix with bottleneck_dim 8, 3 experts in down averaged into one expert" in capsys.readouterr().out
-    assert adapter_io.read_adapter_config(tmp_path / "merged").adapter.num_experts == 1
+    assert adapter_folder.read_adapter_config(tmp_path / "merged").adapter.num_experts == 1
     assert sorted(os.listdir(tmp_path / "merged")) == sorted(os.listdir(tmp_path / "mixture"))
     with pytest.raises(ConfigError, match="nothing to merge"):
         convert_main("merge", tmp_path / "merged", "--output_dir", tmp_path / "again")
@@ -127,7 +127,7 @@ def test_merge_keeps_the_run(tmp_path: Path, base: Path, inside_a_run: bool) -> 
     convert_main("merge", source, "--output_dir", tmp_path / "merged")
     record = json.loads((tmp_path / "merged" / run_folder.RUN_FILE).read_text())
     merged = RunConfig.from_dict(record["config"])
-    assert merged.adapter == adapter_io.read_adapter_config(tmp_path / "merged").adapter
+    assert merged.adapter == adapter_folder.read_adapter_config(tmp_path / "merged").adapter
     assert (merged.adapter.num_experts, merged.adapter.merge_experts, merged.model) == (1, False, config.model)
     assert record["merged_from"] == str(source) and record["precision"] == "fp32"
     assert not (tmp_path / "merged" / run_folder.STATE_FILE).exists()

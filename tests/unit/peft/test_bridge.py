@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 import adakron.peft
-from adakron import adapter_io, models
+from adakron import adapter_folder, adapter_io, models
 from adakron.config import AdapterConfig
 from adakron.errors import CheckpointError, ConfigError
 from adakron.fingerprint import take_fingerprint
@@ -148,7 +148,7 @@ def test_what_transformers_trainer_trains_loads_with_our_loader(base, tmp_path):
     info = adapter_io.load_adapter(fresh, tmp_path / "saved")
     assert torch.equal(logits(fresh.eval()), expected)
     assert info.head_modules == ("classifier",)
-    saved = adapter_io.read_adapter_config(tmp_path / "saved")
+    saved = adapter_folder.read_adapter_config(tmp_path / "saved")
     assert (saved.base_model, saved.auto_class) == (str(base), "AutoModelForSequenceClassification")
     assert saved.model_options["num_labels"] == 3
 
@@ -175,7 +175,7 @@ def test_placements_of_ours_are_taken_and_kept(base, tmp_path):
     model = get_peft_model(type(tiny_model("bert")).from_pretrained(base), config(seed=3, **places))
     assert model.targeted_module_names == ["bert.encoder.layer.1.output.dense"]
     model.save_pretrained(tmp_path)
-    saved = adapter_io.read_adapter_config(tmp_path).adapter
+    saved = adapter_folder.read_adapter_config(tmp_path).adapter
     assert {name: getattr(saved, name) for name in places} == places
     fresh = tiny_model("bert")
     assert adapter_io.load_adapter(fresh, tmp_path).sites == ("bert.encoder.layer.1.output.dense",)

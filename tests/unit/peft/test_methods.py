@@ -13,7 +13,7 @@ from peft import PeftModel
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from torch import Tensor
 
-from adakron import models
+from adakron import models, trainable
 from adakron.backbone import NewParameters
 from adakron.config import AdapterConfig
 from adakron.errors import CheckpointError, ConfigError
@@ -37,7 +37,7 @@ def trained(attached: Attached) -> dict[str, Tensor]:
 
 
 def train(attached: Attached, steps: int = 3) -> list[float]:
-    groups = models.trainable_groups(attached.model, 0.0, attached.vectors)
+    groups = trainable.trainable_groups(attached.model, 0.0, attached.vectors)
     optimizer = torch.optim.AdamW(groups, lr=0.02)
     losses = []
     attached.model.train()
@@ -56,8 +56,8 @@ def test_every_method_trains_saves_and_loads_with_the_same_numbers(method, tmp_p
     model = tiny_model("bert")
     frozen = {name: p.clone() for name, p in model.named_parameters()}
     attached = attach(model, adapter(method), seed=3)
-    models.assert_trainable(attached.model, attached.info)
-    report = models.parameter_report(attached.model, attached.info)
+    trainable.assert_trainable(attached.model, attached.info)
+    report = trainable.parameter_report(attached.model, attached.info)
     assert report.adapter == sum(p.numel() for p in trained(attached).values()) - report.head
     assert (report.head, report.backbone) == (99, sum(p.numel() for p in frozen.values()) - 99)
     losses = train(attached)
@@ -167,8 +167,8 @@ def test_dora_is_lora_with_a_magnitude():
 def test_biases_that_lora_trains_are_counted_as_the_backbones_and_saved(tmp_path):
     attached = attach(tiny_model("bert"), adapter("lora", bias="all"), seed=0)
     assert all(name.endswith("bias") for name in attached.info.tuned_parameters) and attached.info.tuned_parameters
-    models.assert_trainable(attached.model, attached.info)
-    assert models.parameter_report(attached.model, attached.info).tuned > 0
+    trainable.assert_trainable(attached.model, attached.info)
+    assert trainable.parameter_report(attached.model, attached.info).tuned > 0
     train(attached)
     write(tmp_path, attached)
     assert torch.equal(logits(folders.load(tiny_model("bert"), tmp_path)), logits(attached.model))
@@ -176,7 +176,7 @@ def test_biases_that_lora_trains_are_counted_as_the_backbones_and_saved(tmp_path
 
 def test_vectors_are_not_decayed():
     attached = attach(tiny_model("bert"), adapter("ia3"), seed=0)
-    decayed, plain = models.trainable_groups(attached.model, 0.1, attached.vectors)
+    decayed, plain = trainable.trainable_groups(attached.model, 0.1, attached.vectors)
     names = {id(p): name for name, p in trained(attached).items()}
     assert {names[id(p)] for p in decayed["params"]} == {"base_model.model.classifier.weight"}
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)

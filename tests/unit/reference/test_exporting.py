@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adakron import adapter_io, models
+from adakron import adapter_folder, adapter_io, models
 from adakron.config import AdapterConfig
 from adakron.errors import CheckpointError, ConfigError
 from adakron.models import adapt
@@ -150,7 +150,7 @@ def test_the_backbone_must_be_there(tmp_path: Path) -> None:
 
 def test_a_damaged_record_of_the_imported_file(tmp_path: Path) -> None:
     folder, _ = trained_folder(tmp_path, "bert")
-    config = folder / adapter_io.CONFIG_FILE
+    config = folder / adapter_folder.CONFIG_FILE
     for record in ('"x"', '{"ddp_prefix": true}', '{"ddp_prefix": true, "output_key": null, "causal_masks": true, "lone_scores": 3}'):
         config.write_text(config.read_text().replace('"extra": {}', f'"extra": {{"reference": {record}}}'))
         with pytest.raises(CheckpointError, match=r"what its adapter_config.json records of the imported file is damaged"):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adakron import adapter_io
+from adakron import adapter_folder, adapter_io
 from adakron.errors import CheckpointError, ConfigError
 from adakron.nn import AdaptedLayer
 from adakron.reference import import_checkpoint
@@ -101,7 +101,7 @@ def test_labels(tmp_path: Path, bert: Path, labels: int, names: list[str] | None
     options = imported.model_options
     assert options["num_labels"] == labels
     assert list(options["id2label"].values()) == expected if expected else options["problem_type"] == "regression"
-    saved = adapter_io.read_adapter_config(save_imported(tmp_path / "out", imported, bert))
+    saved = adapter_folder.read_adapter_config(save_imported(tmp_path / "out", imported, bert))
     assert saved.model_options == options and saved.auto_class == "AutoModelForSequenceClassification"
 
 
