@@ -102,6 +102,14 @@ class AdapterConfig(Settings):
         """experts_in as names. Of resolved settings: empty with one expert."""
         return tuple(name.strip() for name in (self.experts_in or "").split(",") if name.strip())
 
+    @property
+    def idle(self) -> tuple[str, ...]:
+        """Names of the settings that mean nothing to the method. A recipe for several methods may hold them."""
+        kronecker = ("kron_factor", "factor_order")
+        if self.has_adapters:
+            return () if self.bottleneck == "kronecker" else kronecker
+        return ("bottleneck_dim", *kronecker, "activation", "adapter_init", "init_std")
+
     def resolved(self) -> "AdapterConfig":
         """The same settings with the method's own in place of None."""
         preset = self.preset

@@ -14,7 +14,7 @@ from adakron.config import AdapterConfig, ModelConfig
 from adakron.errors import ConfigError
 from adakron.methods import METHODS
 from adakron.nn import AdaptedLayer, BottleneckAdapter, Projection, Router, adapter_parameter_count, layer_width
-from adakron.placement import find_sites, some_of
+from adakron.placement import find_sites, sites_without_rows, some_of
 from adakron.pretrained import quiet_transformers, reason_of
 from adakron.trainable import AdaptedModelInfo, train_only
 
@@ -73,6 +73,9 @@ def adapt(
             f"target_modules matches layers of the head, which is trained whole: {some_of(overlap)} (narrow --target_modules)"
         )
     tuned = _tuned_parameters(model, config, names)
+    flat = sites_without_rows(model, sites) if config.inference_level == 1 else []
+    if flat:
+        raise ConfigError(_flat_problem(flat))
     problems = frozen_at_random(model, new_parameters, names, tuned) + _memory_problems(model, config, sites)
     if problems:
         raise ConfigError(problems)
@@ -162,6 +165,9 @@ def set_inference_level(model: nn.Module, level: Literal[0, 1, 3]) -> None:
     mixtures = [module for module in model.modules() if isinstance(module, BottleneckAdapter) and module.num_experts > 1]
     if not mixtures:
         raise ConfigError(f"inference_level is {level}, but the model has no mixture of experts; drop --inference_level")
+    flat = sites_without_rows(model, [name for name, module in model.named_modules() if isinstance(module, AdaptedLayer)])
+    if level == 1 and flat:
+        raise ConfigError(_flat_problem(flat))
     for mixture in mixtures:
         mixture.inference_level = level
 
@@ -181,10 +187,16 @@ def is_random_in_training(model: nn.Module) -> bool:
         return True
     if any(isinstance(module, Projection) and module.num_experts > 1 and not module.tunes_scores for module in model.modules()):
         return True
-    # Attention takes its dropout from the configuration.
-    config: Any = model.config
-    rates = [value for name, value in config.to_dict().items() if re.search(r"dropout|pdrop", name)]
+    # Functional dropout and skipped layers: their rates are numbers that modules hold. The configuration also has unused ones.
+    rates = [value for module in model.modules() for name, value in vars(module).items() if re.search(r"dropout|pdrop|layerdrop", name)]
     return any(isinstance(rate, float) and rate > 0 for rate in rates)
+
+
+def _flat_problem(sites: Sequence[str]) -> str:
+    return (
+        f"inference_level 1 draws one expert per text, but {some_of(sites)} see the tokens of all texts in one row (set"
+        " --inference_level 0 or 3)"
+    )
 
 
 def _tuned_parameters(model: PreTrainedModel, config: AdapterConfig, heads: Sequence[str]) -> tuple[str, ...]:

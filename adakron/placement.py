@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -73,6 +73,14 @@ PLACEMENT: dict[str, Placement] = {
     "bart": _layers(r"(encoder|decoder)\.layers\.\d+", ffn="fc2", attention=r"self_attn\.out_proj"),
 }
 """Model type, as transformers spells it in config.json -> its places."""
+
+
+def sites_without_rows(model: nn.Module, sites: Sequence[str]) -> list[str]:
+    """Those of the sites that see the tokens of all texts of a batch in one row, so that texts cannot be told apart there."""
+    config: Any = model.config
+    if config.model_type != "opt":
+        return []
+    return [site for site in sites if re.fullmatch(r"(.+\.)?layers\.\d+\.fc[12]", site)]
 
 
 def find_sites(

@@ -158,6 +158,8 @@ def parse_train(arguments: Sequence[str]) -> RunConfig:
             built[group] = group(**{key: getattr(namespace, key) for key in group.__dataclass_fields__})
         except ConfigError as error:
             problems += error.problems
+    if AdapterConfig in built:
+        problems += _idle_problems(built[AdapterConfig], parser, arguments)
     if namespace.method_config is not None and AdapterConfig in built:
         try:
             built[AdapterConfig] = dataclasses.replace(built[AdapterConfig], method_config=read_method_config(namespace.method_config))
@@ -172,6 +174,18 @@ def parse_train(arguments: Sequence[str]) -> RunConfig:
         training=built[TrainingConfig],
         deepspeed=namespace.deepspeed,
     )
+
+
+def _idle_problems(adapter: AdapterConfig, parser: Parser, arguments: Sequence[str]) -> list[str]:
+    """Flags of the command line that the method has no use for, such as LoRA with a bottleneck_dim that somebody takes for its rank."""
+    dests = {option: action.dest for action in parser._actions for option in action.option_strings}
+    typed = {argument.partition("=")[0] for argument in arguments}
+    remedy = "give PEFT's own settings in --method_config" if adapter.preset is None else "choose another --method"
+    return [
+        f"{option} does nothing with method {adapter.method}; drop it, or {remedy}"
+        for option in sorted(typed)
+        if dests.get(option) in adapter.idle
+    ]
 
 
 def _recipe_path(arguments: Sequence[str]) -> str | None:

@@ -1,7 +1,6 @@
 """Flags of the published scripts that have another name here, translated into ours. The whole table: docs/migration.md."""
 
 import argparse
-from collections.abc import Mapping
 from typing import Any
 
 from adakron.errors import ConfigError
@@ -16,7 +15,7 @@ ELSEWHERE = {
     "--lora_alpha": """use --method lora --method_config '{"lora_alpha": ...}'""",
     "--lora_dropout": """use --method lora --method_config '{"lora_dropout": ...}'""",
     "--apply_bitfit": "use --method bitfit",
-    "--apply_adalora": "use --method adalora",
+    "--apply_adalora": "use --method lora, for AdaLoRA moves ranks between layers while it trains, which this trainer does not do",
     "--expert_soup_path": "import the file with launch/convert.py",
     "--adapter_path": "open the saved folder with launch/evaluate.py or launch/predict.py",
     "--lora_path": "open the saved folder with launch/evaluate.py or launch/predict.py",
@@ -48,7 +47,7 @@ def add_published_flags(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--sharing_up", type=_boolean, default=None,
-        help="Where experts are. adakron: true = --experts_in down_a,down_b, false = down_a. adamix: true = one shared up.",
+        help="Where experts are. adakron: true = --experts_in down_a,down_b, false = down_a. adamix: true = one up, false = one each.",
     )  # fmt: skip
     parser.add_argument(
         "--sharing_down", type=int, default=None,
@@ -108,10 +107,10 @@ def _kronecker(given: argparse.Namespace, settings: dict[str, Any]) -> list[str]
 def _adamix(given: argparse.Namespace, settings: dict[str, Any]) -> list[str]:
     if given.sharing_down not in (None, 0, 1):
         return [f"--sharing_down is {given.sharing_down}; for adamix it must be 1 (one shared down) or 0 (one for each expert)"]
-    shared: Mapping[str, bool] = {
-        "down": bool(given.sharing_down),
-        "up": given.sharing_up is not False,
-    }
+    if given.sharing_down and given.sharing_up:
+        return ["--sharing_down 1 and --sharing_up 1 leave no projection with experts; set one of them to 0, or --num_experts 1"]
+    # AdaMix's own default of the flag that is not given: one projection for each expert.
+    shared = {"down": bool(given.sharing_down), "up": bool(given.sharing_up)}
     settings["experts_in"] = ",".join(name for name, one in shared.items() if not one)
     return []
 

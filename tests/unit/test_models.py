@@ -1,3 +1,4 @@
+import re
 from typing import Any
 
 import pytest
@@ -8,9 +9,17 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 from adakron.backbone import NewParameters
 from adakron.config import AdapterConfig
 from adakron.errors import ConfigError
-from adakron.models import adapt, adapter_buffers, checkpoint_activations, expected_adapter_parameters, is_random_in_training, route_experts
+from adakron.models import (
+    adapt,
+    adapter_buffers,
+    checkpoint_activations,
+    expected_adapter_parameters,
+    is_random_in_training,
+    route_experts,
+    set_inference_level,
+)
 from adakron.nn import AdaptedLayer, BottleneckAdapter, adapter_parameter_count
-from adakron.placement import find_sites
+from adakron.placement import PLACEMENT, find_sites
 from adakron.trainable import AdaptedModelInfo, assert_trainable, parameter_report, trainable_groups
 from tests.helpers.architectures import tiny_batch, tiny_model
 
@@ -146,6 +155,19 @@ def test_experts_are_drawn_only_where_there_are_some() -> None:
     assert [layer.site for layer in layers] == [0, 1]
 
 
+def test_one_expert_per_text_needs_sites_that_see_texts() -> None:
+    mixture: dict[str, Any] = {"method": "madakron", "bottleneck_dim": 8}
+    with pytest.raises(ConfigError, match=r"model\.decoder\.layers\.0\.fc2, .* --inference_level 0 or 3"):
+        adapt(tiny_model("opt"), AdapterConfig(inference_level=1, **mixture), seed=0)
+    model = tiny_model("opt")
+    adapt(model, AdapterConfig(inference_level=1, position="attention", **mixture), seed=0)
+    logits(model)
+    model = tiny_model("opt")
+    adapt(model, AdapterConfig(**mixture), seed=0)
+    with pytest.raises(ConfigError, match="one row"):
+        set_inference_level(model, 1)
+
+
 def test_two_passes_differ_through_dropout_or_experts_only() -> None:
     quiet = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "classifier_dropout": 0.0}
 
@@ -157,6 +179,25 @@ def test_two_passes_differ_through_dropout_or_experts_only() -> None:
     assert is_random({}) and not is_random(quiet)
     assert is_random(quiet | {"attention_probs_dropout_prob": 0.1})  # attention reads it from the configuration
     assert is_random(quiet, method="madakron") and not is_random(quiet, method="madakron", tune_expert_scores=True)
+
+
+DROPOUT = re.compile("dropout|pdrop|layerdrop")
+
+
+@pytest.mark.parametrize("model_type", PLACEMENT)
+def test_every_kind_of_randomness_is_known_and_no_other(model_type: str) -> None:
+    # One rate at a time, those that the model does not use among them: GPT-2's summary_first_dropout is another head's.
+    rates = [name for name, value in tiny_model(model_type).config.to_dict().items() if DROPOUT.search(name) and value != []]
+    found = set()
+    for name in (None, *rates):
+        model = tiny_model(model_type, **(dict.fromkeys(rates, 0.0) | ({name: 0.5} if name else {}))).train()
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(0)
+            passes = [model(**tiny_batch()).logits for _ in range(6)]
+        differ = any(not torch.equal(logits, passes[0]) for logits in passes)
+        assert is_random_in_training(model) == differ, name
+        found.add(differ)
+    assert False in found
 
 
 def test_bitfit_trains_biases_and_full_trains_everything() -> None:

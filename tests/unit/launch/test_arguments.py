@@ -45,6 +45,12 @@ def test_default_is_below_recipe_is_below_command_line(tmp_path):
     assert config.training.eval_strategy == "no"  # which YAML itself reads as false
 
 
+def test_one_recipe_serves_methods_that_do_not_need_all_of_it(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("bottleneck_dim: 16\nkron_factor: 8\n")
+    assert [parse_train(["--config", str(recipe), "--method", method]).adapter.method for method in ("head", "lora")] == ["head", "lora"]
+
+
 def test_launcher_flags_are_accepted():
     assert parse_train(["--local_rank=1"]).training.seed == 42
     assert parse_train(["--local-rank", "0"]).training.seed == 42
@@ -77,6 +83,9 @@ def test_launcher_flags_are_accepted():
         ("--method pfeiffer --num_experts 2", "no projection has experts; name some of down, up"),
         ("--method_config x.json", "method_config belongs to methods of PEFT's"),
         ("--position both --target_modules x", "position says nothing"),
+        ("--method lora --bottleneck_dim 8", "--bottleneck_dim does nothing with method lora; .* --method_config"),
+        ("--method bitfit --adapter_size=8", "--adapter_size does nothing with method bitfit"),
+        ("--method pfeiffer --factor_order a_major", "--factor_order does nothing with method pfeiffer; .* another --method"),
         ("stray", "unexpected argument 'stray'"),
         ("--config nowhere.yaml", "nowhere.yaml"),
     ],

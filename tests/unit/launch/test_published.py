@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from adakron.errors import ConfigError
+from adakron.peft.method_settings import available
 from launch.arguments import parse_train, train_parser
 from launch.published import ELSEWHERE
 
@@ -18,6 +19,8 @@ from launch.published import ELSEWHERE
         ("--num_experts 2 --sharing_up false --sharing_down 4", 2, ("down_a",)),
         ("--num_experts 2 --sharing_down 2 --kron_factor 2", 2, ("down_a", "down_b")),
         ("--method adamix --sharing_up 1", 4, ("down",)),
+        ("--method adamix --sharing_down 0", 4, ("down", "up")),
+        ("--method adamix --sharing_down 1", 4, ("up",)),
         ("--method adamix --sharing_up 0 --sharing_down 0", 4, ("down", "up")),
         ("--method adamix --sharing_up 0 --sharing_down 1", 4, ("up",)),
     ],
@@ -42,6 +45,8 @@ def test_what_is_recommended_exists():
     known = {option for action in train_parser()._actions for option in action.option_strings}
     for advice in ELSEWHERE.values():
         assert {word for word in advice.split() if word.startswith("--")} <= known, advice
+        for method in re.findall(r"--method (\w+)", advice):
+            assert parse_train(["--method", method]).adapter.preset or method in available(), advice
     assert not {*ELSEWHERE} & known
 
 
@@ -53,7 +58,7 @@ def test_what_is_recommended_exists():
         ("--num_experts 2 --sharing_up 1 --experts_in up", "both place the experts"),
         ("--method madakron --sharing_up 0", "--method is madakron; drop them"),
         ("--method adamix --sharing_down 4", "must be 1"),
-        ("--method adamix --sharing_down 1 --sharing_up 1", "no projection has experts"),
+        ("--method adamix --sharing_down 1 --sharing_up 1", "leave no projection with experts"),
         ("--use_consistency_loss 1 --consistency_weight 2", "contradicts"),
         ("--method lora --apply_expert_soup", "--apply_expert_soup means a method with adapters"),
     ],
