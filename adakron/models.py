@@ -194,7 +194,7 @@ def is_random_in_training(model: nn.Module) -> bool:
 
 def _flat_problem(sites: Sequence[str]) -> str:
     return (
-        f"inference_level 1 draws one expert per text, but {some_of(sites)} see the tokens of all texts in one row (set"
+        f"inference_level 1 draws one expert per text, but {some_of(sites)} may not see each text in a row of its own (set"
         " --inference_level 0 or 3)"
     )
 
@@ -217,6 +217,9 @@ def head_to_train(model: PreTrainedModel, config: AdapterConfig, new_parameters:
     """Names of the modules that train whole: those that the settings name, else `backbone.head_modules`. ConfigError on unknown names."""
     names = tuple(name.strip() for name in (config.head_modules or "").split(",") if name.strip())
     known = dict(model.named_modules())
+    twice = sorted({name for name in names if any(is_inside(name, [other]) for other in names if other != name) or names.count(name) > 1})
+    if twice:
+        raise ConfigError(f"head_modules names {', '.join(twice)} twice, by itself or inside another (set --head_modules)")
     unknown = [name for name in names if name not in known]
     if unknown:
         children = [name for name, module in known.items() if name and name.count(".") < 2 and any(True for _ in module.parameters())]

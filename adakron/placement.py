@@ -76,8 +76,14 @@ PLACEMENT: dict[str, Placement] = {
 
 
 def sites_without_rows(model: nn.Module, sites: Sequence[str]) -> list[str]:
-    """Those of the sites that see the tokens of all texts of a batch in one row, so that texts cannot be told apart there."""
+    """Those of the sites whose input is not known to have a row for each text, so that texts cannot be told apart there.
+
+    OPT's feed-forward blocks see the tokens of all texts in one row; of architectures that are not in PLACEMENT nothing is known
+    (XLNet's layers see the tokens of a position together).
+    """
     config: Any = model.config
+    if config.model_type not in PLACEMENT:
+        return list(sites)
     if config.model_type != "opt":
         return []
     return [site for site in sites if re.fullmatch(r"(.+\.)?layers\.\d+\.fc[12]", site)]

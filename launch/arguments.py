@@ -65,6 +65,15 @@ class _UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose keys are all different; json itself keeps the last of two."""
+    keys = [key for key, _ in pairs]
+    twice = sorted({key for key in keys if keys.count(key) > 1})
+    if twice:
+        raise ValueError(f"{', '.join(twice)} appears twice")
+    return dict(pairs)
+
+
 def read_recipe(path: str) -> dict[str, Any]:
     """The flat mapping of a YAML recipe. Raises ConfigError where the file is none."""
     try:
@@ -104,10 +113,12 @@ def recipe_arguments(path: str, parser: Parser) -> list[str]:
 
 def read_method_config(given: str) -> str:
     """The JSON text of --method_config, a JSON object or the name of a JSON or YAML file, so that a run records its content."""
+    if not given.strip():
+        raise ConfigError("--method_config is empty; name a JSON or YAML file, give a JSON object in quotes, or drop it")
     try:
         text = given if given.lstrip().startswith("{") else Path(given).read_text(encoding="utf-8")
         try:
-            content = json.loads(text)
+            content = json.loads(text, object_pairs_hook=_unique)
         except ValueError:
             # JSON first: YAML reads 1e-4 as a word.
             content = yaml.load(text, Loader=_UniqueKeys)  # a SafeLoader

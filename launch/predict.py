@@ -34,6 +34,8 @@ def main(arguments: Sequence[str], world: World) -> None:
     options = parser.parse(arguments)
     if options.text and (options.output_dir or options.split or any(hasattr(options, name) for name in DATA_FILES)):
         raise ConfigError("--text predicts the texts given and writes no file; drop --output_dir, --split and the data files, or --text")
+    if options.text_pair and not options.text:
+        raise ConfigError("--text_pair is the second text of a --text, and none is given; add --text, or name a file with --test_file")
     if options.output_dir:
         run_folder.check_writable(Path(options.output_dir))
     if is_mixed(options):

@@ -65,7 +65,9 @@ def translate(given: argparse.Namespace) -> dict[str, Any]:
     """
     preset = METHODS.get(given.method)
     problems = []
-    if given.apply_expert_soup and (preset is None or preset.trains != "adapters"):
+    if given.apply_expert_soup is False:
+        problems.append("--apply_expert_soup false asks for no adapters; drop it, and choose --method full, head or bitfit")
+    elif given.apply_expert_soup and (preset is None or preset.trains != "adapters"):
         problems.append(f"--apply_expert_soup means a method with adapters, but --method is {given.method}; drop one")
     settings: dict[str, Any] = {}
     if given.use_consistency_loss is not None:
@@ -97,9 +99,10 @@ def _kronecker(given: argparse.Namespace, settings: dict[str, Any]) -> list[str]
             f"--sharing_down is {given.sharing_down}; the published README means the width of the projection with experts by it, here"
             f" kron_factor, which is {given.kron_factor}; set --kron_factor, or drop --sharing_down"
         )
+    named = [name for name in ("sharing_up", "sharing_down") if getattr(given, name) is not None]
+    if (given.num_experts or 1) == 1:
+        problems += [f"--{name} places experts, but there is one; set --num_experts above 1, or drop --{name}" for name in named]
     if given.sharing_up is not None:
-        if (given.num_experts or 1) == 1:
-            problems.append("--sharing_up places experts, but there is one; set --num_experts above 1, or drop --sharing_up")
         settings["experts_in"] = "down_a,down_b" if given.sharing_up else "down_a"
     return problems
 

@@ -3,6 +3,8 @@
 import os
 import pickle
 import re
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import torch
 from torch import Tensor
 
 from adakron.errors import CheckpointError, ConfigError
+from adakron.placement import some_of
 from adakron.pretrained import reason_of
 
 STATE_KEY = "model_state_dict"
@@ -36,8 +39,17 @@ def read_tensors(file: Path) -> tuple[dict[str, Tensor], bool]:
     wrong = [f"{key!r} ({type(value).__name__})" for key, value in content.items() if not _is_entry(key, value)]
     if wrong:
         raise CheckpointError(f"{file} holds {len(wrong)} entries that are no tensors by name: {', '.join(wrong[:8])}")
+    problems = [f"{key} {problem}" for key, tensor in content.items() if (problem := _tensor_problem(tensor))]
+    if problems:
+        raise CheckpointError(f"{file} holds tensors that no training leaves: {some_of(problems)}")
     prefixed = bool(content) and all(key.startswith(DDP_PREFIX) for key in content)
     return {key.removeprefix(DDP_PREFIX) if prefixed else key: tensor for key, tensor in content.items()}, prefixed
+
+
+def _tensor_problem(tensor: Tensor) -> str:
+    if tensor.layout != torch.strided or tensor.is_meta or tensor.is_nested:
+        return "is no ordinary tensor"
+    return "" if tensor.isfinite().all() else "has values that are not finite"
 
 
 def _is_entry(key: Any, value: Any) -> bool:
@@ -47,6 +59,7 @@ def _is_entry(key: Any, value: Any) -> bool:
 def _load(file: Path) -> Any:
     if not file.is_file():
         raise CheckpointError(f"{file} is no file; name a pytorch_model_expert_soup.bin, a model.final.pt or a model.<step>.pt")
+    _check_archive(file)
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -56,6 +69,19 @@ def _load(file: Path) -> Any:
     # A damaged archive raises whatever the reader stumbled over.
     except Exception as error:
         raise CheckpointError(f"cannot read {file}, it is damaged or no checkpoint of PyTorch's: {reason_of(error)}") from error
+
+
+def _check_archive(file: Path) -> None:
+    """Compare the checksums that PyTorch writes and does not read; files of its older, unzipped form have none."""
+    damaged = None
+    if zipfile.is_zipfile(file):
+        try:
+            with zipfile.ZipFile(file) as archive:
+                damaged = archive.testzip()
+        except (OSError, zipfile.BadZipFile, EOFError, NotImplementedError, zlib.error) as error:
+            raise CheckpointError(f"cannot read {file}, it is damaged: {reason_of(error)}") from error
+    if damaged is not None:
+        raise CheckpointError(f"{file} is damaged: the checksum of its entry {damaged} is wrong; fetch the file again")
 
 
 def write_checkpoint(content: Mapping[str, Any], file: Path) -> None:

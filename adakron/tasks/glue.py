@@ -5,7 +5,7 @@ from typing import Any
 
 import datasets
 
-from adakron.config import DataConfig, TrainingConfig
+from adakron.config import DATA_FILES, DataConfig, TrainingConfig
 from adakron.errors import DataError
 from adakron.tasks.classification import SPLITS, TextClassificationTask, TextSpec
 from adakron.tasks.labels import LabelRule, as_number, class_name, class_names, is_missing, looks_like_regression, missing_column, shown
@@ -73,8 +73,11 @@ class TextTask(TextClassificationTask):
     @property
     def spec(self) -> TextSpec:
         """Known without data where an earlier run recorded it: single texts can then be predicted anywhere."""
-        if self._saved_options is not None and self._data.text_column:
-            return self._spec(self._saved_rule(), self._data.text_column)
+        if self._saved_options is not None:
+            # Without files the texts come from the command line, and no column is looked at.
+            column = self._data.text_column or (None if any(getattr(self._data, name) for name in DATA_FILES) else "text")
+            if column:
+                return self._spec(self._saved_rule(), column)
         return super().spec
 
     def _describe(self, raw: Mapping[str, RawSplit]) -> TextSpec:

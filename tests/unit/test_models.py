@@ -155,6 +155,12 @@ def test_experts_are_drawn_only_where_there_are_some() -> None:
     assert [layer.site for layer in layers] == [0, 1]
 
 
+def test_a_head_module_is_named_once() -> None:
+    for names in ("classifier,classifier", "classifier,classifier.dense"):
+        with pytest.raises(ConfigError, match="twice, by itself or inside another"):
+            adapt(tiny_model("roberta"), AdapterConfig(head_modules=names), seed=0)
+
+
 def test_one_expert_per_text_needs_sites_that_see_texts() -> None:
     mixture: dict[str, Any] = {"method": "madakron", "bottleneck_dim": 8}
     with pytest.raises(ConfigError, match=r"model\.decoder\.layers\.0\.fc2, .* --inference_level 0 or 3"):
@@ -164,7 +170,7 @@ def test_one_expert_per_text_needs_sites_that_see_texts() -> None:
     logits(model)
     model = tiny_model("opt")
     adapt(model, AdapterConfig(**mixture), seed=0)
-    with pytest.raises(ConfigError, match="one row"):
+    with pytest.raises(ConfigError, match="a row of its own"):
         set_inference_level(model, 1)
 
 

@@ -81,6 +81,8 @@ def test_launcher_flags_are_accepted():
         ("--num_experts 2 --experts_in=", "no projection has experts"),
         ("--method head --layers 1", "layers places adapters, and method head has none"),
         ("--method pfeiffer --num_experts 2", "no projection has experts; name some of down, up"),
+        ("--method lora --method_config=", "--method_config is empty"),
+        ('--method lora --method_config \'{"r": 8, "r": 16}\'', "key r appears twice"),
         ("--method_config x.json", "method_config belongs to methods of PEFT's"),
         ("--position both --target_modules x", "position says nothing"),
         ("--method lora --bottleneck_dim 8", "--bottleneck_dim does nothing with method lora; .* --method_config"),

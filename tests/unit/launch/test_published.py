@@ -53,6 +53,8 @@ def test_what_is_recommended_exists():
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        ("--sharing_down 4", "--sharing_down places experts, but there is one"),
+        ("--apply_expert_soup false", "asks for no adapters"),
         ("--sharing_up true", "--sharing_up places experts, but there is one"),
         ("--num_experts 2 --sharing_down 1", r"--sharing_down is 1; .* kron_factor, which is 4"),
         ("--num_experts 2 --sharing_up 1 --experts_in up", "both place the experts"),

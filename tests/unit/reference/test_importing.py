@@ -182,6 +182,8 @@ CHANGES: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     ),
     (lambda t: [t.pop(key) for key in [*t] if "MoA_B" in key], r"consist of MoA_A1, MoA_A2, which no published code writes"),
     (lambda t: [t.pop(key) for key in [*t] if "ExpertSoup" in key], r"holds no adapter.*its 2 keys are classifier.weight"),
+    (lambda t: t["classifier.bias"].fill_(torch.inf), "tensors that no training leaves: classifier.bias has values that are not finite"),
+    (lambda t: t.update({"classifier.bias": torch.ones(3).to_sparse()}), "classifier.bias is no ordinary tensor"),
     (lambda t: t.update({"epoch": 3}), r"1 entries that are no tensors by name: 'epoch' \(int\)"),
     (lambda t: t.update({"model_state_dict": {}}), "beside 'model_state_dict', which no published code writes"),
 ]
@@ -262,6 +264,10 @@ def test_damaged_and_hostile_files(tmp_path: Path, bert: Path, monkeypatch: pyte
         (tmp_path / "damaged.bin").write_bytes(damaged)
         with pytest.raises(CheckpointError, match=r"cannot read .*damaged.bin"):
             import_checkpoint(tmp_path / "damaged.bin", str(bert))
+    place = content.index(torch.load(good, weights_only=True)["classifier.weight"].numpy().tobytes())
+    (tmp_path / "damaged.bin").write_bytes(content[: place + 2] + bytes([content[place + 2] ^ 64]) + content[place + 3 :])
+    with pytest.raises(CheckpointError, match=r"damaged: the checksum of its entry .* is wrong"):
+        import_checkpoint(tmp_path / "damaged.bin", str(bert))
     for name in ("absent.bin", "bert"):
         with pytest.raises(CheckpointError, match="is no file"):
             import_checkpoint(tmp_path / name, str(bert))

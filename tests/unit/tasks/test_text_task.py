@@ -12,6 +12,7 @@ from adakron.config import DataConfig, TrainingConfig
 from adakron.errors import ConfigError, DataError
 from adakron.tasks import create_task
 from adakron.tasks.base import Task
+from adakron.tasks.classification import TextClassificationTask
 from tests.helpers.letters import letter_tokenizer
 
 
@@ -195,6 +196,12 @@ def test_a_text_column_called_label(tmp_path: Path) -> None:
     assert encoded.labels.tolist() == [1, 0]
     assert encoded.lengths.tolist() == [4, 3]
     assert task.encode("test", letter_tokenizer()).labels is None
+
+
+def test_a_saved_run_without_columns_and_files_takes_texts() -> None:
+    saved = {"num_labels": 2, "id2label": {"0": "no", "1": "yes"}, "problem_type": "single_label_classification"}
+    task = task_of(saved)
+    assert isinstance(task, TextClassificationTask) and task.spec.text_columns == ("text",)
 
 
 @pytest.mark.parametrize("columns", [{}, {"text_column": "review"}])
