@@ -4,7 +4,6 @@ Everything a user can get wrong about a model folder ends here, in one ConfigErr
 """
 
 import copy
-import logging
 import re
 import sys
 from collections.abc import Iterable, Mapping
@@ -23,8 +22,6 @@ from adakron.errors import ConfigError
 from adakron.packaged import PACKAGED_MINILM, packaged_minilm
 from adakron.pretrained import hub_arguments, quiet_transformers, reading, reason_of
 from adakron.tokenizer import POSITIONS_FROM_PADDING, agree_on_padding, check_end_token, load_tokenizer
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -182,7 +179,6 @@ def load_backbone(
             f"the tokenizer knows {len(tokenizer)} tokens, the backbone's embedding only {_vocabulary(model)}: they do not belong"
             " together (set --tokenizer_name, or drop it)"
         )
-    log.info("%d parameters of the head are new, e.g. %s", len(new), ", ".join(new[:4]) or "none")
     name = PACKAGED_MINILM if config.model_name_or_path is None or _is_packaged(config.model_name_or_path) else path
     return Backbone(model, tokenizer, path, name, NewParameters(new, unused))
 

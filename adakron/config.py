@@ -80,7 +80,7 @@ class AdapterConfig(Settings):
         None, "Regular expression, matched against whole module names, of the layers to adapt. Default: those of position."
     )
     exclude_modules: str | None = flag(None, "Regular expression, matched against whole module names, of layers not to adapt.")
-    layers: str | None = flag(None, "Adapt only layers of these numbers, e.g. 0,4-7. Default: all.")
+    layers: str | None = flag(None, "Adapt only layers of these numbers, e.g. 0,3-5. Default: all.")
 
     @property
     def preset(self) -> Method | None:

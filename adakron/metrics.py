@@ -13,8 +13,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from adakron import distributed
 
-Reduce = Literal["sum", "same", "max"]
-"""How one step's values of several ranks become one: added, equal on all ranks anyway, or the largest."""
+Reduce = Literal["sum", "same", "max", "last"]
+"""How one step's values of several ranks become one: added, equal on all ranks anyway (last: and of the newest step), the largest."""
 
 
 class Sink(Protocol):
@@ -63,7 +63,7 @@ class MetricRecorder:
     """Collects values step by step without waiting for the device, and reduces them once per interval.
 
     A metric's value for an interval is the mean over the recorded steps of the value reduced over ranks (the maximum for
-    "max"). All ranks must record the same names and flush together.
+    "max", the newest for "last"). All ranks must record the same names and flush together.
     """
 
     def __init__(self, sinks: Sequence[Sink] = ()):
@@ -84,7 +84,8 @@ class MetricRecorder:
         for name in names:
             # The only place where the host waits for the device: once per interval.
             stacked = torch.stack([value.cpu().double() for value in self._values[name]])
-            local[name] = stacked.max() if self._reduce[name] == "max" else stacked.mean()
+            kind = self._reduce[name]
+            local[name] = stacked.max() if kind == "max" else stacked[-1] if kind == "last" else stacked.mean()
         totals = self._over_ranks(local, "sum", distributed.all_reduce_sum)
         maxima = self._over_ranks(local, "max", distributed.all_reduce_max)
         self._values.clear()

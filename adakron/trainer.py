@@ -164,7 +164,7 @@ class Trainer:
         self._recorder.record("train/loss", local_loss / max(1, targets), "sum")
         if self._training.consistency_weight:
             self._recorder.record("train/consistency", local_disagreement / max(1, targets), "sum")
-        self._recorder.record("train/learning_rate", learning_rate)
+        self._recorder.record("train/learning_rate", learning_rate, "last")
         if self._engine.grad_norm is not None:
             self._recorder.record("train/grad_norm", self._engine.grad_norm)
         self._samples += len(batch.examples)

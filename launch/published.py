@@ -35,6 +35,8 @@ ELSEWHERE = {
     "--label_smooth": "use --label_smoothing",
     "--random_seed": "use --seed",
     "--seq_len": "use --max_seq_length",
+    "--report_to": "drop it: TensorBoard and metrics.jsonl are always written",
+    "--reg_loss_wgt": "drop it: it concerned one experiment of AdaMix",
 }
 """Published flags that are unknown here -> what to do instead."""
 

@@ -10,8 +10,11 @@ from adakron.config import RunConfig
 from adakron.trainable import ParameterReport
 
 
-def summary_table(config: RunConfig, results: Mapping[str, Mapping[str, Any]], report: ParameterReport, folder: Path) -> str:
-    """Task, metrics, parameters, speed, memory, time, folder and what to type next, one line each."""
+def summary_table(
+    config: RunConfig, results: Mapping[str, Mapping[str, Any]], report: ParameterReport, folder: Path, *, pairs: bool = False
+) -> str:
+    """Task, metrics, parameters, speed, memory, time, folder and what to type next, one line each. pairs: the task reads two texts."""
+    second = f" --text_pair {shlex.quote('its second text')}" if pairs else ""
     train, scores = results["train"], results["eval"]
     python = _interpreter()
     rows = [("task", f"{config.data.task_name} ({config.adapter.method}, seed {config.training.seed})")]
@@ -26,7 +29,7 @@ def summary_table(config: RunConfig, results: Mapping[str, Mapping[str, Any]], r
         ("wall time", f"{train['wall_seconds']:.1f} s, {train['train_runtime']:.1f} s of it training"),
         ("output folder", str(folder)),
         ("evaluate", f"{python} launch/evaluate.py {shlex.quote(str(folder))}"),
-        ("predict", f"{python} launch/predict.py {shlex.quote(str(folder))} --text {shlex.quote('your text')}"),
+        ("predict", f"{python} launch/predict.py {shlex.quote(str(folder))} --text {shlex.quote('your text')}{second}"),
         ("watch", f"tensorboard --logdir {shlex.quote(str(folder))}"),
     ]
     width = max(len(name) for name, _ in rows)

@@ -32,8 +32,10 @@ from adakron.errors import ConfigError, DataError
 from adakron.evaluator import Evaluator
 from adakron.log import get_logger
 from adakron.metrics import JsonLinesSink, MetricRecorder, TensorBoardSink, peak_memory_mib
+from adakron.placement import some_of
 from adakron.tasks import create_task
 from adakron.tasks.base import Task
+from adakron.tasks.classification import TextClassificationTask
 from adakron.tasks.glue import TextTask
 from adakron.trainable import ParameterReport
 from adakron.trainer import Trainer, TrainResult, best_metric_name, total_steps
@@ -68,6 +70,8 @@ def main(arguments: Sequence[str], world: World) -> None:
     base = backbone.load_backbone(
         config.model, auto_class=task.auto_class, options=task.model_options(), seed=config.training.seed, device_type=device.type
     )
+    new = base.new_parameters.names
+    logger.info("%d parameters of the head are new: %s", len(new), some_of(new))
     attached = attach(base, config.adapter, config.training.seed, models.DTYPES[settings.precision])
     model, info, router = attached.model, attached.info, attached.router
     trainable.assert_trainable(model, info)
@@ -154,7 +158,8 @@ def main(arguments: Sequence[str], world: World) -> None:
             task.write_predictions(name, outputs, folder / f"predict_results_{name}.tsv")
         results = collect_results(config, result, scores, report, memory, time.perf_counter() - started)
         write_results(folder, results)
-        print(summary_table(config, results, report, folder), flush=True)
+        pairs = isinstance(task, TextClassificationTask) and len(task.spec.text_columns) == 2
+        print(summary_table(config, results, report, folder, pairs=pairs), flush=True)
     distributed.barrier()
 
 

@@ -11,8 +11,9 @@ def test_an_interval_is_the_mean_over_its_steps_and_the_maximum_where_asked():
     recorder = MetricRecorder()
     for value in (1.0, 2.0, 6.0):
         recorder.record("train/loss", torch.tensor(value, requires_grad=True), "sum")
-        recorder.record("train/peak", value, "max")
-    assert recorder.flush() == {"train/loss": 3.0, "train/peak": 6.0}
+        recorder.record("train/peak", -value, "max")
+        recorder.record("train/rate", value, "last")
+    assert recorder.flush() == {"train/loss": 3.0, "train/peak": -1.0, "train/rate": 6.0}
     assert recorder.flush() == {}
 
 
