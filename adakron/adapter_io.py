@@ -7,7 +7,6 @@ Nothing here pickles or unpickles.
 
 import json
 import logging
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from adakron.adapter_folder import CONFIG_FILE, FORMAT_VERSION, PEFT_TYPE, WEIGHTS_FILE, read_adapter_config
+from adakron.atomic import publish
 from adakron.backbone import is_inside
 from adakron.config import AdapterConfig
 from adakron.errors import CheckpointError, ConfigError
@@ -95,8 +95,10 @@ def save_adapter(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     # The configuration comes last: it is what a reader looks for first.
-    _publish(folder / WEIGHTS_FILE, safetensors.torch.save(weights, metadata={"format": "pt"}))
-    _publish(folder / CONFIG_FILE, text.encode())
+    with publish(folder / WEIGHTS_FILE) as partial:
+        partial.write_bytes(safetensors.torch.save(weights, metadata={"format": "pt"}))
+    with publish(folder / CONFIG_FILE) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def read_adapter_tensors(folder: str | Path) -> dict[str, Tensor]:
@@ -118,7 +120,7 @@ def read_adapter_tensors(folder: str | Path) -> dict[str, Tensor]:
     return tensors
 
 
-def load_adapter(
+def load_into(
     model: PreTrainedModel,
     folder: str | Path,
     *,
@@ -169,7 +171,7 @@ def report_differences(
 
 @torch.no_grad()
 def load_tensors(model: PreTrainedModel, folder: str | Path) -> AdaptedModelInfo:
-    """`load_adapter` without a look at what the backbone is."""
+    """`load_into` without a look at what the backbone is."""
     saved = read_adapter_config(folder)
     tensors = read_adapter_tensors(folder)
     names = {name for name, _ in model.named_modules()}
@@ -254,16 +256,3 @@ def adapter_tensor_names(adapter: AdapterConfig) -> list[str]:
     """The tensors of one adapter with these resolved settings, relative to it: "down_a.weight", ..., "up.bias"."""
     names = [f"{projection}.{kind}" for projection in PROJECTIONS[adapter.bottleneck] for kind in ("weight", "bias")]
     return names + [f"{projection}.expert_scores" for projection in adapter.expert_projections]
-
-
-def _publish(path: Path, content: bytes) -> None:
-    # The same folder, so that the rename stays inside one file system and is atomic.
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with open(partial, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -28,7 +28,7 @@ def load_adapter(
     """
     saved = read_adapter_config(folder)
     _check_model(model, saved, folder)
-    adapter_io.load_adapter(model, folder, tokenizer=tokenizer, allow_other_backbone=allow_other_backbone)
+    adapter_io.load_into(model, folder, tokenizer=tokenizer, allow_other_backbone=allow_other_backbone)
     if "id2label" in saved.model_options:
         names: dict[int, str] = saved.model_options["id2label"]
         model.config.id2label = dict(names)

@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from adakron.atomic import publish
 from adakron.errors import CheckpointError, ConfigError
 
 RUN_FILE = "run.json"
@@ -121,9 +122,8 @@ def claim_new(stem: Path) -> Path:
 def write_json(file: Path, content: Any) -> None:
     """Write a JSON file so that nobody ever sees half of it."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(json.dumps(content, indent=2, allow_nan=True) + "\n", encoding="utf-8")
-    os.replace(partial, file)
+    with publish(file) as partial:
+        partial.write_text(json.dumps(content, indent=2, allow_nan=True) + "\n", encoding="utf-8")
 
 
 def read_run(folder: str | Path) -> dict[str, Any]:

@@ -115,7 +115,7 @@ def load(base: Backbone, folder: Path, config: AdapterConfig, dtype: torch.dtype
         folders.check_backbone(base.model, folder, tokenizer=base.tokenizer, allow_other_backbone=allow_other_backbone)
         loaded: nn.Module = folders.load(base.model, folder, dtype)
     else:
-        adapter_io.load_adapter(base.model, folder, tokenizer=base.tokenizer, allow_other_backbone=allow_other_backbone)
+        adapter_io.load_into(base.model, folder, tokenizer=base.tokenizer, allow_other_backbone=allow_other_backbone)
         loaded = base.model
     models.cast_parameters(loaded, dtype)
     return loaded

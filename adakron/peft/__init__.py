@@ -2,7 +2,7 @@
 
 After `import adakron.peft`, a folder of ours loads with `PeftModel.from_pretrained(base, folder)` or transformers' own
 `model.load_adapter(folder)`, `get_peft_model(model, AdaKronConfig(...))` trains AdaKron inside any trainer, and what those save
-loads with `adakron.adapter_io.load_adapter`. The other direction, PEFT's methods in our trainer, is `adakron.peft.methods`.
+loads with `adakron.adapter_io.load_into`. The other direction, PEFT's methods in our trainer, is `adakron.peft.methods`.
 
 Nothing else of this package imports peft. How the two meet, and what is refused: `docs/peft.md`.
 """

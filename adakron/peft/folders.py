@@ -1,7 +1,7 @@
 """Folders of PEFT's methods: what PEFT itself writes and reads, and beside it what builds the backbone with its head again."""
 
 import json
-import os
+import tempfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,8 +16,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from adakron import run_folder
-from adakron.adapter_folder import WEIGHTS_FILE
+from adakron.adapter_folder import CONFIG_FILE, WEIGHTS_FILE
 from adakron.adapter_io import TASK_TYPES, report_differences
+from adakron.atomic import publish
 from adakron.backbone import is_inside
 from adakron.errors import CheckpointError
 from adakron.fingerprint import BackboneFingerprint, backbone_differences
@@ -56,11 +57,10 @@ def save(
     config.modules_to_save = [head.removeprefix(NAME_PREFIX) for head in info.head_modules] or None
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    # Copies: safetensors refuses tensors that share memory. The whole file or none, as everywhere.
-    partial = folder / f".{WEIGHTS_FILE}.partial"
+    # Copies: safetensors refuses tensors that share memory.
     whole = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in weights.items()}
-    safetensors.torch.save_file(whole, partial, metadata={"format": "pt"})
-    os.replace(partial, folder / WEIGHTS_FILE)
+    with publish(folder / WEIGHTS_FILE) as partial:
+        partial.write_bytes(safetensors.torch.save(whole, metadata={"format": "pt"}))
     content = {
         "base_model": base_model,
         "auto_class": auto_class,
@@ -70,8 +70,10 @@ def save(
         "backbone": None if backbone is None else backbone.to_dict(),
     }
     run_folder.write_json(folder / run_folder.BACKBONE_FILE, content)
-    # The configuration comes last: it is what a reader looks for first.
-    config.save_pretrained(str(folder))
+    # The configuration comes last: it is what a reader looks for first. PEFT names the file itself and writes it in place.
+    with tempfile.TemporaryDirectory() as written, publish(folder / CONFIG_FILE) as partial:
+        config.save_pretrained(written)
+        partial.write_bytes((Path(written) / CONFIG_FILE).read_bytes())
 
 
 def read_backbone(folder: str | Path) -> dict[str, Any]:

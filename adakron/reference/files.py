@@ -1,6 +1,5 @@
 """Checkpoint files of the published codes on disk: read without running anything in them, written whole or not at all."""
 
-import os
 import pickle
 import re
 import zipfile
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adakron.atomic import publish
 from adakron.errors import CheckpointError, ConfigError
 from adakron.placement import some_of
 from adakron.pretrained import reason_of
@@ -89,9 +89,5 @@ def write_checkpoint(content: Mapping[str, Any], file: Path) -> None:
     if file.exists():
         raise ConfigError(f"--output_file {file} exists; name another file, or delete it")
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
-    try:
+    with publish(file) as partial:
         torch.save(dict(content), partial)
-        os.replace(partial, file)
-    finally:
-        partial.unlink(missing_ok=True)

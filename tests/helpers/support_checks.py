@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from adakron.adapter_io import load_adapter, save_adapter
+from adakron.adapter_io import load_into, save_adapter
 from adakron.config import AdapterConfig
 from adakron.errors import ConfigError
 from adakron.methods import METHODS
@@ -203,7 +203,7 @@ def check_saving(model_type: str, settings: Settings) -> None:
             auto_class=CLASSIFIER,
             model_options={"num_labels": 3, "id2label": {n: f"label {n}" for n in range(3)}},
         )
-        assert load_adapter(fresh, folder) == info
+        assert load_into(fresh, folder) == info
     assert torch.equal(logits(fresh), logits(model)) and not torch.equal(logits(fresh), before)
 
 

@@ -9,9 +9,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from adakron import adapter_io
+from adakron import atomic
 from adakron.adapter_folder import read_adapter_config
-from adakron.adapter_io import load_adapter, read_adapter_tensors, save_adapter
+from adakron.adapter_io import load_into, read_adapter_tensors, save_adapter
 from adakron.backbone import NewParameters
 from adakron.config import AdapterConfig
 from adakron.errors import CheckpointError
@@ -50,7 +50,7 @@ def test_roundtrip_is_bit_equal(model_type: str, method: str, tmp_path: Path) ->
     model = make(tmp_path, model_type, adapter)
     fresh = tiny_model(model_type)
     before = fresh(**tiny_batch()).logits
-    info = load_adapter(fresh, tmp_path)
+    info = load_into(fresh, tmp_path)
     assert trained(fresh).keys() == trained(model).keys() and bool(info.sites) == adapter.has_adapters
     for name, parameter in trained(model).items():
         assert torch.equal(fresh.get_parameter(name), parameter), name
@@ -88,7 +88,7 @@ def test_configuration_comes_back(tmp_path: Path) -> None:
     assert saved.sites == ("bert.encoder.layer.1.output.dense",) and saved.head_modules == ("classifier", "bert.pooler")
     assert (saved.base_model, saved.auto_class) == ("some/model", "AutoModelForSequenceClassification")
     fresh = tiny_model("bert")
-    assert load_adapter(fresh, tmp_path) == info
+    assert load_into(fresh, tmp_path) == info
     assert fresh.get_parameter("bert.pooler.dense.weight").requires_grad
 
 
@@ -96,7 +96,7 @@ def test_loads_into_an_adapted_model_of_another_dtype(tmp_path: Path) -> None:
     model = make(tmp_path)
     other = tiny_model("bert").bfloat16()
     adapt(other, CONFIG, seed=1)
-    load_adapter(other, tmp_path)
+    load_into(other, tmp_path)
     for name, parameter in trained(model).items():
         assert torch.equal(other.get_parameter(name), parameter.bfloat16())
     assert read_adapter_tensors(tmp_path).keys() == trained(model).keys()
@@ -143,7 +143,7 @@ def test_a_failed_write_leaves_the_old_files(tmp_path: Path, monkeypatch: pytest
     # Whether the disk fills up while the bytes are written or just before the finished file gets its name.
     for call in ("fsync", "replace"):
         with monkeypatch.context() as patch:
-            patch.setattr(adapter_io.os, call, full_disk)
+            patch.setattr(atomic.os, call, full_disk)
             with pytest.raises(OSError, match="No space left"):
                 save(tmp_path, zeros, info)
         assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == old
@@ -152,7 +152,7 @@ def test_a_failed_write_leaves_the_old_files(tmp_path: Path, monkeypatch: pytest
 def test_unreadable_folders(tmp_path: Path) -> None:
     config, weights = tmp_path / "adapter_config.json", tmp_path / "adapter_model.safetensors"
     with pytest.raises(CheckpointError, match=r"not an adapter folder: it has no adapter_config.json"):
-        load_adapter(tiny_model("bert"), tmp_path)
+        load_into(tiny_model("bert"), tmp_path)
     make(tmp_path)
     content = json.loads(config.read_text())
     without = {key: value for key, value in content.items() if key not in ("kron_factor", "auto_class")}
@@ -172,10 +172,10 @@ def test_unreadable_folders(tmp_path: Path) -> None:
     config.write_text(json.dumps(content))
     weights.write_bytes(weights.read_bytes()[:-10])
     with pytest.raises(CheckpointError, match=r"cannot read .*adapter_model.safetensors"):
-        load_adapter(tiny_model("bert"), tmp_path)
+        load_into(tiny_model("bert"), tmp_path)
     weights.unlink()
     with pytest.raises(CheckpointError, match=r"not a complete adapter folder: it has no adapter_model.safetensors"):
-        load_adapter(tiny_model("bert"), tmp_path)
+        load_into(tiny_model("bert"), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -251,7 +251,7 @@ def test_tensors_that_do_not_fit(tmp_path: Path) -> None:
         model = tiny_model("bert")
         before = model.get_parameter("classifier.bias").clone()
         with pytest.raises(CheckpointError, match=message):
-            load_adapter(model, tmp_path)
+            load_into(model, tmp_path)
         assert torch.equal(model.get_parameter("classifier.bias"), before)
 
     refused({key: tensor for key, tensor in good.items() if key != f"{site}.up.bias"}, "tensors are missing: .*layer.1.*up.bias")
@@ -264,10 +264,10 @@ def test_tensors_that_do_not_fit(tmp_path: Path) -> None:
 def test_models_that_do_not_fit(tmp_path: Path) -> None:
     make(tmp_path)
     with pytest.raises(CheckpointError, match=r"does not fit RobertaForSequenceClassification: the model has no module bert.encoder"):
-        load_adapter(tiny_model("roberta"), tmp_path)
+        load_into(tiny_model("roberta"), tmp_path)
     wide = tiny_model("bert", hidden_size=64)
     with pytest.raises(CheckpointError, match=r"down_a.weight has shape \(3, 32\), the model's is \(3, 64\)"):
-        load_adapter(wide, tmp_path)
+        load_into(wide, tmp_path)
     deeper = tiny_model("bert", num_hidden_layers=3)
     with pytest.raises(CheckpointError, match=r"nothing is saved for the adapter at bert.encoder.layer.2.output.dense"):
-        load_adapter(deeper, tmp_path)
+        load_into(deeper, tmp_path)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from adakron.adapter_io import load_adapter, save_adapter
+from adakron.adapter_io import load_into, save_adapter
 from adakron.backbone import NewParameters
 from adakron.bank import AdapterBank
 from adakron.config import AdapterConfig
@@ -66,7 +66,7 @@ def backbone(
 def alone(folder: Path, options: Mapping[str, Any], model_type: str = "bert", **batch: Tensor) -> Tensor:
     """The logits of a folder in a model of its own."""
     model = backbone(model_type, options)
-    load_adapter(model, folder)
+    load_into(model, folder)
     with torch.no_grad():
         return model(**(batch or tiny_batch())).logits
 
@@ -165,7 +165,7 @@ def test_language_models_share_their_head_and_generate(tmp_path: Path) -> None:
     for seed in (1, 2):
         bank.add(str(seed), tmp_path / str(seed))
     own = backbone("gpt2", auto_class=auto_class)
-    load_adapter(own, tmp_path / "2")
+    load_into(own, tmp_path / "2")
     rows = bank(["1", "2", "1"], **tiny_batch())
     assert rows[0].shape == (7, 50)
     torch.testing.assert_close(rows[1], own(**tiny_batch()).logits[1], rtol=1e-5, atol=1e-6)

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, T5Config, T5ForConditionalGeneration, T5Model
 
 from adakron.adapter_folder import read_adapter_config
-from adakron.adapter_io import load_adapter, save_adapter
+from adakron.adapter_io import load_into, save_adapter
 from adakron.backbone import load_backbone
 from adakron.config import AdapterConfig, ModelConfig
 from adakron.errors import CheckpointError
@@ -56,7 +56,7 @@ def save(folder: Path, base_folder: Path, method: str = "adakron") -> Path:
 def refused(model: PreTrainedModel, folder: Path, tokenizer: PreTrainedTokenizerBase | None = None) -> str:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(CheckpointError, match=r"was trained on another backbone \(some/model\).*--allow_other_backbone") as caught:
-        load_adapter(model, folder, tokenizer=tokenizer)
+        load_into(model, folder, tokenizer=tokenizer)
     assert {name: value.tolist() for name, value in model.state_dict().items()} == {name: value.tolist() for name, value in before.items()}
     return str(caught.value)
 
@@ -68,9 +68,9 @@ def test_the_same_backbone_loads_from_anywhere_in_any_precision(base_folder: Pat
         # Another seed gives another head, which is no part of the backbone.
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
             model, tokenizer = load(folder, dtype, seed=5)
-            load_adapter(model, adapter, tokenizer=tokenizer)
+            load_into(model, adapter, tokenizer=tokenizer)
             # And once more over its own adapters.
-            load_adapter(model, adapter, tokenizer=tokenizer)
+            load_into(model, adapter, tokenizer=tokenizer)
 
 
 def test_another_backbone_of_the_same_shape_is_refused(base_folder: Path, tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_a_swapped_token_is_refused(base_folder: Path, tmp_path: Path) -> None:
     # What calls leave behind, and where a tokenizer lies, make no other one.
     tokenizer(["a film", "the plot was quite long"], padding=True, truncation=True, max_length=3)
     tokenizer.model_max_length, tokenizer.padding_side = 17, "left"
-    load_adapter(model, adapter, tokenizer=tokenizer)
+    load_into(model, adapter, tokenizer=tokenizer)
 
 
 def test_another_pipeline_and_other_special_tokens_are_refused(base_folder: Path, tmp_path: Path) -> None:
@@ -188,16 +188,16 @@ def test_what_the_adapter_brings_itself_is_not_compared(method: str, base_folder
     adapter = save(tmp_path / "adapter", base_folder, method)
     model, tokenizer = load(base_folder)
     before = take_fingerprint(model)
-    load_adapter(model, adapter, tokenizer=tokenizer)
+    load_into(model, adapter, tokenizer=tokenizer)
     assert take_fingerprint(model) != before
-    load_adapter(model, adapter, tokenizer=tokenizer)
+    load_into(model, adapter, tokenizer=tokenizer)
     # Biases can be loaded over another backbone's, matrices not.
     other, _ = load(tiny.save_tiny_bert(tmp_path / "other", seed=1))
     if method == "bitfit":
         compared = int(refused(other, adapter).split(" sampled weights differ")[0].rsplit(" ", 1)[1])
         assert 12 <= compared < 16
     else:
-        load_adapter(other, adapter)
+        load_into(other, adapter)
         assert all(torch.equal(value, model.get_parameter(name)) for name, value in other.named_parameters())
 
 
@@ -205,7 +205,7 @@ def test_the_flag_overrides_with_a_warning(base_folder: Path, tmp_path: Path, ca
     adapter = save(tmp_path / "adapter", base_folder)
     other, tokenizer = load(tiny.save_tiny_bert(tmp_path / "other", seed=1))
     with caplog.at_level(logging.WARNING):
-        info = load_adapter(other, adapter, tokenizer=tokenizer, allow_other_backbone=True)
+        info = load_into(other, adapter, tokenizer=tokenizer, allow_other_backbone=True)
     assert len(info.sites) == 2 and "sampled weights differ" in caplog.text
 
 
@@ -216,12 +216,12 @@ def test_folders_without_a_fingerprint_load_and_broken_ones_do_not(base_folder: 
     other, tokenizer = load(tiny.save_tiny_bert(tmp_path / "other", seed=1))
     for older in ({key: value for key, value in content.items() if key != "backbone"}, content | {"backbone": None}):
         config.write_text(json.dumps(older))
-        load_adapter(other, tmp_path, tokenizer=tokenizer)
+        load_into(other, tmp_path, tokenizer=tokenizer)
     sample = content["backbone"]["weights"][0]
     for broken in (5, [], {"model_type": "bert"}, content["backbone"] | {"weights": [sample | {"dtype": "nonsense"}]}):
         config.write_text(json.dumps(content | {"backbone": broken}))
         with pytest.raises(CheckpointError, match="backbone is not a fingerprint of this version's"):
-            load_adapter(other, tmp_path)
+            load_into(other, tmp_path)
 
 
 def test_quantised_weights_are_skipped(base_folder: Path, caplog: pytest.LogCaptureFixture) -> None:

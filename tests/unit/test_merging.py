@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from adakron.adapter_io import adapter_tensor_names, load_adapter, merge_experts, save_adapter
+from adakron.adapter_io import adapter_tensor_names, load_into, merge_experts, save_adapter
 from adakron.config import AdapterConfig
 from adakron.errors import ConfigError
 from adakron.models import adapt, adapter_buffers
@@ -50,7 +50,7 @@ def test_the_merged_adapter_computes_what_the_mixture_did(adapter: AdapterConfig
         model_options=LABELS,
     )  # fmt: skip
     fresh = tiny_model("bert")
-    loaded = load_adapter(fresh, tmp_path)
+    loaded = load_into(fresh, tmp_path)
     assert len(loaded.adapter_parameters) == len(info.sites) * len(adapter_tensor_names(single))
     with torch.no_grad():
         assert torch.allclose(fresh(**tiny_batch()).logits, logits, rtol=1e-5, atol=1e-6)

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from adakron import run_folder
+from adakron import atomic, run_folder
 from adakron.errors import CheckpointError, ConfigError
 
 
@@ -47,11 +47,20 @@ def test_a_file_is_no_output_folder(tmp_path):
         run_folder.check_free(tmp_path / "file", overwrite=True)
 
 
-def test_write_json_leaves_no_partial_file(tmp_path):
+def test_write_json_leaves_no_partial_file(tmp_path, monkeypatch):
     with pytest.raises(TypeError):
         run_folder.write_json(tmp_path / "a.json", {"bad": object()})
     assert list(tmp_path.iterdir()) == []
     run_folder.write_json(tmp_path / "a.json", {"x": 1})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"x": 1}
+
+    def full_disk(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(atomic.os, "replace", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        run_folder.write_json(tmp_path / "a.json", {"x": 2})
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
     assert json.loads((tmp_path / "a.json").read_text()) == {"x": 1}
 
 

@@ -88,7 +88,7 @@ def test_every_architecture_and_both_ways(model_type, base, tmp_path):
     model.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
     model.save_pretrained(tmp_path / "theirs")
     again = tiny_model(model_type)
-    adapter_io.load_adapter(again, tmp_path / "theirs")
+    adapter_io.load_into(again, tmp_path / "theirs")
     assert torch.equal(logits(again.eval()), expected)
 
 
@@ -145,7 +145,7 @@ def test_what_transformers_trainer_trains_loads_with_our_loader(base, tmp_path):
     expected = logits(model.eval())
     model.save_pretrained(tmp_path / "saved")
     fresh = tiny_model("bert")
-    info = adapter_io.load_adapter(fresh, tmp_path / "saved")
+    info = adapter_io.load_into(fresh, tmp_path / "saved")
     assert torch.equal(logits(fresh.eval()), expected)
     assert info.head_modules == ("classifier",)
     saved = adapter_folder.read_adapter_config(tmp_path / "saved")
@@ -163,7 +163,7 @@ def test_targets_chosen_in_peft_are_found_again_by_our_loader(base, tmp_path):
         model = get_peft_model(type(wide).from_pretrained(tmp_path / "base"), config(seed=3, target_modules=targets))
         model.save_pretrained(folder)
         fresh = tiny_model("bert", **deep)
-        info = adapter_io.load_adapter(fresh, folder)
+        info = adapter_io.load_into(fresh, folder)
         assert torch.equal(logits(fresh.eval()), logits(model.eval()))
         assert len(info.sites) == [22, 21, 21][number]
         again = PeftModel.from_pretrained(tiny_model("bert", **deep), folder)
@@ -178,7 +178,7 @@ def test_placements_of_ours_are_taken_and_kept(base, tmp_path):
     saved = adapter_folder.read_adapter_config(tmp_path).adapter
     assert {name: getattr(saved, name) for name in places} == places
     fresh = tiny_model("bert")
-    assert adapter_io.load_adapter(fresh, tmp_path).sites == ("bert.encoder.layer.1.output.dense",)
+    assert adapter_io.load_into(fresh, tmp_path).sites == ("bert.encoder.layer.1.output.dense",)
     assert torch.equal(logits(fresh.eval()), logits(model.eval()))
 
 
@@ -281,7 +281,7 @@ def test_an_adapter_added_in_transformers_saves_for_our_loader(base, tmp_path):
     model.add_adapter(AdaKronConfig(seed=4, **(SMALL | MIXTURE)))
     model.save_pretrained(tmp_path)
     fresh = tiny_model("bert")
-    info = adapter_io.load_adapter(fresh, tmp_path)
+    info = adapter_io.load_into(fresh, tmp_path)
     assert torch.equal(logits(fresh.eval()), logits(model.eval()))
     assert info.head_modules == ("classifier",)
 
@@ -289,7 +289,7 @@ def test_an_adapter_added_in_transformers_saves_for_our_loader(base, tmp_path):
 def test_half_precision_backbones(base, tmp_path):
     write(tmp_path, base)
     ours = tiny_model("bert").to(torch.bfloat16)
-    adapter_io.load_adapter(ours, tmp_path)
+    adapter_io.load_into(ours, tmp_path)
     theirs = PeftModel.from_pretrained(tiny_model("bert").to(torch.bfloat16), tmp_path, autocast_adapter_dtype=False)
     assert torch.equal(logits(theirs.eval()), logits(ours.eval()))
     wide = PeftModel.from_pretrained(tiny_model("bert").to(torch.bfloat16), tmp_path)  # PEFT's default: adapters in float32
@@ -363,7 +363,7 @@ def test_a_model_that_we_adapted_is_not_adapted_again():
 def test_folders_of_other_methods_are_left_to_peft(base, tmp_path):
     get_peft_model(type(tiny_model("bert")).from_pretrained(base), LoraConfig(task_type="SEQ_CLS")).save_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match="load other adapters with PEFT"):
-        adapter_io.load_adapter(tiny_model("bert"), tmp_path)
+        adapter_io.load_into(tiny_model("bert"), tmp_path)
 
 
 def test_registering_again_changes_nothing():

@@ -1,6 +1,7 @@
 """PEFT's methods in our trainer, without a launcher: every method that PEFT has is trained and loaded again, or refused."""
 
 import json
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -290,6 +291,25 @@ def test_a_folder_is_read_again_or_says_what_is_wrong(tmp_path):
     (tmp_path / "backbone.json").unlink()
     with pytest.raises(CheckpointError, match=r"holds no backbone\.json"):
         folders.read_backbone(tmp_path)
+
+
+@pytest.mark.parametrize("fails", [1, 2, 3])
+def test_a_full_disk_leaves_the_old_folder(fails, tmp_path, monkeypatch):
+    attached = attach(tiny_model("bert"), adapter("lora"), seed=0)
+    write(tmp_path, attached)
+    old = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    calls, replace = [], os.replace
+
+    def full_disk(*names):
+        calls.append(names)
+        if len(calls) == fails:
+            raise OSError(28, "No space left on device")
+        replace(*names)
+
+    monkeypatch.setattr(os, "replace", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        write(tmp_path, attached)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == old
 
 
 def test_another_backbone_is_refused(tmp_path):

@@ -1,0 +1,68 @@
+"""Published files: whole or not at all, durable in the right order, nothing left over."""
+
+import errno
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adakron import atomic
+from adakron.atomic import publish
+
+
+def test_the_file_appears_whole_at_the_end(tmp_path: Path) -> None:
+    file = tmp_path / "a.bin"
+    file.write_text("old")
+    with publish(file) as partial:
+        partial.write_text("new")
+        assert file.read_text() == "old" and partial.parent == tmp_path
+    assert file.read_text() == "new" and list(tmp_path.iterdir()) == [file]
+    umask = os.umask(0)
+    os.umask(umask)
+    assert file.stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+def test_a_failure_leaves_the_old_file_alone(tmp_path: Path) -> None:
+    file = tmp_path / "a.bin"
+    file.write_text("old")
+    with pytest.raises(ZeroDivisionError), publish(file) as partial:
+        partial.write_text("half")
+        raise ZeroDivisionError
+    assert file.read_text() == "old" and list(tmp_path.iterdir()) == [file]
+
+
+def test_content_is_synced_before_the_name_and_the_name_after(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def synced(descriptor: int) -> None:
+        events.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else f"file of {os.fstat(descriptor).st_size}")
+        fsync(descriptor)
+
+    def replaced(*names: Any) -> None:
+        events.append("name")
+        replace(*names)
+
+    monkeypatch.setattr(atomic.os, "fsync", synced)
+    monkeypatch.setattr(atomic.os, "replace", replaced)
+    with publish(tmp_path / "a.bin") as partial:
+        partial.write_text("1234")
+    assert events == ["file of 4", "name", "folder"]
+
+
+@pytest.mark.parametrize(("number", "harmless"), [(errno.EINVAL, True), (errno.EIO, False)])
+def test_a_folder_that_cannot_be_synced(number: int, harmless: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def synced(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(atomic.os, "fsync", synced)
+    if harmless:
+        with publish(tmp_path / "a.bin") as partial:
+            partial.write_text("new")
+    else:
+        with pytest.raises(OSError, match="Input/output error"), publish(tmp_path / "a.bin") as partial:
+            partial.write_text("new")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.bin"]
