@@ -25,8 +25,9 @@ from adakron.config import AdapterConfig
 from adakron.errors import CheckpointError, ConfigError
 from adakron.fingerprint import BackboneFingerprint, backbone_differences
 from adakron.models import adapt
-from adakron.nn import PROJECTIONS, AdaptedLayer
-from adakron.trainable import AdaptedModelInfo
+from adakron.nn import PROJECTIONS, AdaptedLayer, BottleneckAdapter
+from adakron.placement import some_of
+from adakron.trainable import AdaptedModelInfo, trained_names
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +132,8 @@ def load_into(
 
     model: not yet wrapped or partitioned by DeepSpeed. Its parameters take the saved values in their own dtype and device.
     tokenizer, allow_other_backbone: see `check_backbone`.
-    Raises CheckpointError, listing every missing, unexpected or misshapen tensor; no value is then copied.
+    Raises CheckpointError, listing every missing, unexpected or misshapen tensor and every setting in which adapters that are
+    there differ from the saved ones (activation, factor_order, experts_in, inference_level); no value is then copied.
     """
     check_backbone(model, folder, tokenizer=tokenizer, allow_other_backbone=allow_other_backbone)
     return load_tensors(model, folder)
@@ -172,6 +174,19 @@ def report_differences(
 @torch.no_grad()
 def load_tensors(model: PreTrainedModel, folder: str | Path) -> AdaptedModelInfo:
     """`load_into` without a look at what the backbone is."""
+    info, tensors = fit_adapter(model, folder)
+    own: dict[str, Tensor] = {**dict(model.named_buffers()), **dict(model.named_parameters())}
+    for name, tensor in tensors.items():
+        own[name].copy_(tensor)
+    return info
+
+
+def fit_adapter(model: PreTrainedModel, folder: str | Path) -> tuple[AdaptedModelInfo, dict[str, Tensor]]:
+    """Give the model adapters as the folder's settings say, unless it has them already, and the values to put there, by name.
+
+    The values are on the CPU, one for every parameter that trains and every buffer of the adapters. The model may be on the meta
+    device. Raises CheckpointError where they do not fit, or where adapters that are there compute something else.
+    """
     saved = read_adapter_config(folder)
     tensors = read_adapter_tensors(folder)
     names = {name for name, _ in model.named_modules()}
@@ -184,27 +199,29 @@ def load_tensors(model: PreTrainedModel, folder: str | Path) -> AdaptedModelInfo
     if present:
         prefixes = [f"{site}.adakron_adapter" for site in present]
         adapters = tuple(name for name, _ in model.named_parameters() if is_inside(name, prefixes))
-        info = AdaptedModelInfo(present, saved.head_modules, adapters, saved.tuned_parameters)
+        # Names that the model does not have are among the unexpected tensors below.
+        parameters = dict(model.named_parameters())
+        tuned = tuple(name for name in saved.tuned_parameters if name in parameters)
+        info = AdaptedModelInfo(present, saved.head_modules, adapters, tuned)
     else:
         try:
             info = adapt(model, saved.adapter, seed=0, heads=saved.head_modules)
         except ConfigError as error:
             raise CheckpointError(f"{folder} does not fit {type(model).__name__}: {error}") from error
-    problems = _site_problems(saved.sites, info.sites)
-    parameters: dict[str, Tensor] = {**dict(model.named_buffers()), **dict(model.named_parameters())}
-    expected = {name for name in parameters if _is_saved(name, info)}
+    problems = _site_problems(saved.sites, info.sites) + _setting_problems(model, present, saved.adapter)
+    own: dict[str, Tensor] = {**dict(model.named_buffers()), **dict(model.named_parameters())}
+    buffers = {name for name, _ in model.named_buffers() if is_inside(name, [f"{site}.adakron_adapter" for site in info.sites])}
+    expected = trained_names(model, info) | buffers
     problems += [f"missing {name}" for name in sorted(expected - tensors.keys())]
     problems += [f"unexpected {name}" for name in sorted(tensors.keys() - expected)]
     problems += [
-        f"{name} has shape {tuple(tensors[name].shape)}, the model's is {tuple(parameters[name].shape)}"
+        f"{name} has shape {tuple(tensors[name].shape)}, the model's is {tuple(own[name].shape)}"
         for name in sorted(expected & tensors.keys())
-        if tensors[name].shape != parameters[name].shape
+        if tensors[name].shape != own[name].shape
     ]
     if problems:
         raise CheckpointError(f"{folder} does not fit {type(model).__name__}: " + "; ".join(problems))
-    for name, tensor in tensors.items():
-        parameters[name].copy_(tensor)
-    return info
+    return info, tensors
 
 
 def merge_experts(tensors: Mapping[str, Tensor], adapter: AdapterConfig, sites: Sequence[str]) -> tuple[dict[str, Tensor], AdapterConfig]:
@@ -230,14 +247,33 @@ def merge_experts(tensors: Mapping[str, Tensor], adapter: AdapterConfig, sites: 
     return merged, single
 
 
-def _is_saved(name: str, info: AdaptedModelInfo) -> bool:
-    adapters = [f"{site}.adakron_adapter" for site in info.sites]
-    return is_inside(name, info.head_modules) or is_inside(name, adapters) or name in info.tuned_parameters
-
-
 def _site_problems(saved: Sequence[str], present: Sequence[str]) -> list[str]:
     problems = [f"the saved adapter at {site} has no place" for site in saved if site not in present]
     return problems + [f"nothing is saved for the adapter at {site}" for site in present if site not in saved]
+
+
+def _setting_problems(model: PreTrainedModel, present: Sequence[str], saved: AdapterConfig) -> list[str]:
+    """Where adapters that fit by name and shape would compute something else than the saved ones did."""
+    different: dict[tuple[str, object, object], list[str]] = {}
+    for site in present:
+        adapter = model.get_submodule(f"{site}.adakron_adapter")
+        if not isinstance(adapter, BottleneckAdapter):
+            continue
+        settings: dict[str, tuple[object, object]] = {"activation": (adapter.activation, saved.activation)}
+        if adapter.bottleneck == "kronecker":
+            settings["factor_order"] = (adapter.factor_order, saved.factor_order)
+        if adapter.num_experts > 1:
+            # Their order means nothing.
+            settings["experts_in"] = (",".join(sorted(adapter.experts_in)), ",".join(sorted(saved.expert_projections)))
+            settings["inference_level"] = (adapter.inference_level, saved.inference_level)
+        for name, (here, there) in settings.items():
+            if here != there:
+                different.setdefault((name, here, there), []).append(site)
+    return [
+        f"{name} is {here} in the adapters at {some_of(sites)}, and was saved as {there}; load into a model without adapters, or adapt it"
+        f" with {name} {there}"
+        for (name, here, there), sites in different.items()
+    ]
 
 
 def _coverage_problems(

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from adakron.adapter_folder import AdapterFolder, read_adapter_config
-from adakron.adapter_io import check_backbone, load_tensors
+from adakron.adapter_io import check_backbone, fit_adapter
 from adakron.backbone import is_inside, model_class
 from adakron.errors import CheckpointError, ConfigError
+from adakron.models import cast_parameters
 from adakron.nn import AdaptedLayer
 from adakron.pretrained import quiet_transformers, reason_of
 
@@ -62,19 +63,28 @@ class BankModule(nn.Module):
     def _choice(self, name: str | None) -> nn.Module | None:
         return self.choices[self.keys[name]] if name in self.keys else self.base_layer
 
-    def forward(self, x: Tensor, **options: Any) -> Any:
-        """(rows, ...) -> (rows, ...), or both with (rows x tokens, width); narrower outputs are padded at the end with zeros."""
+    def forward(self, *inputs: Any, **options: Any) -> Any:
+        """(rows, ...) -> (rows, ...), or both with (rows x tokens, width); narrower outputs are padded at the end with zeros.
+
+        Where all rows take one module, inputs and outputs are whatever that has.
+        """
         selection = self._selection
         if not selection.groups:
             module = self._choice(selection.active)
-            return x if module is None else module(x, **options)
+            return inputs[0] if module is None else module(*inputs, **options)
+        if len(inputs) != 1 or any(isinstance(option, Tensor) for option in options.values()):
+            raise ConfigError(
+                f"{type(self.base_layer).__name__} takes more than one tensor, or takes it by name: its rows cannot be mixed; take one"
+                " adapter per batch (use)"
+            )
+        x = inputs[0]
         parts: list[tuple[Tensor, Tensor]] = []
         for name, rows in selection.groups.items():
             index, module = self._places(x, rows), self._choice(name)
             part = x[index] if module is None else module(x[index], **options)
             if not isinstance(part, Tensor):
                 raise ConfigError(
-                    f"{type(module).__name__} returns a {type(part).__name__}: its rows cannot be mixed; take one adapter per batch"
+                    f"{type(module).__name__} returns a {type(part).__name__}: its rows cannot be mixed; take one adapter per batch (use)"
                 )
             parts.append((index, part))
         first = parts[0][1]
@@ -165,11 +175,18 @@ class AdapterBank:
             )
             raise CheckpointError(f"{folder} cannot join a bank: its method, {saved.adapter.method}, {reason}; load it by itself")
         check_backbone(self.model, folder, tokenizer=self.tokenizer, allow_other_backbone=allow_other_backbone)
-        entry = self._load(folder, saved)
-        problems = [text for path in entry.heads for text in self._place_problems(path, head=True)]
-        problems += [text for path in entry.sites for text in self._place_problems(path, head=False)]
+        inputs = next((name for name, module in self.model.named_modules() if module is self.model.get_input_embeddings()), "")
+        around = [head for head in saved.head_modules if is_inside(inputs, [head])]
+        if around:
+            raise CheckpointError(
+                f"{folder} cannot join a bank: it trains {', '.join(around)}, which holds the model's input embeddings, and these have to"
+                " stay where the model's code looks for them; load it by itself"
+            )
+        problems = [text for path in saved.head_modules for text in self._place_problems(path, head=True)]
+        problems += [text for path in saved.sites for text in self._place_problems(path, head=False)]
         if problems:
             raise CheckpointError(f"{folder} cannot join this bank: {'; '.join(problems[:4])}")
+        entry = self._load(folder, saved)
         key = f"adapter_{self._added}"
         self._added += 1
         for path, module in (*entry.sites.items(), *entry.heads.items()):
@@ -177,7 +194,12 @@ class AdapterBank:
             like = self.model.get_submodule(path)
             weight: Any = like.weight if isinstance(like, AdaptedLayer) else next(like.parameters())
             dtype = weight.dtype if weight.is_floating_point() else self.model.dtype
-            place.put(name, key, module.to(device=weight.device, dtype=dtype).eval().requires_grad_(False))
+            if path in entry.sites:
+                module.to(dtype)
+            else:
+                # Its buffers are those of the model's own head, each in its own dtype already.
+                cast_parameters(module, dtype)
+            place.put(name, key, module.to(weight.device).eval().requires_grad_(False))
         self._entries[name] = entry
 
     def remove(self, name: str) -> None:
@@ -268,17 +290,31 @@ class AdapterBank:
                 f"{folder} was trained as {type(skeleton).__name__}, the bank's model is {type(self.model).__name__}; load the backbone"
                 f" with {saved.auto_class}"
             )
-        info = load_tensors(skeleton, folder)
-        trained = [*(f"{site}.adakron_adapter" for site in info.sites), *info.head_modules]
-        for name in trained:
-            skeleton.get_submodule(name).to_empty(device="cpu")
-        load_tensors(skeleton, folder)
+        info, tensors = fit_adapter(skeleton, folder)
+        # Copies: what safetensors returns may be a map of the file.
+        skeleton.load_state_dict({name: tensor.clone() for name, tensor in tensors.items()}, strict=False, assign=True)
+        problems = [text for name in info.head_modules for text in self._complete_head(name, skeleton.get_submodule(name))]
+        if problems:
+            raise CheckpointError(f"{folder} cannot join this bank: {'; '.join(problems[:4])}; load it by itself")
         return _Entry(
             saved,
             {site: skeleton.get_submodule(f"{site}.adakron_adapter") for site in info.sites},
             {name: skeleton.get_submodule(name) for name in info.head_modules},
             skeleton.config.num_labels if info.head_modules else None,
         )
+
+    def _complete_head(self, path: str, head: nn.Module) -> list[str]:
+        """Give a head the buffers of the model's own, as no folder holds them; what is wrong, where that is not all it lacks."""
+        place = self.model.get_submodule(path)
+        own = dict((place.base_layer if isinstance(place, BankModule) and place.base_layer is not None else place).named_buffers())
+        problems = [f"{path}.{name} is shared with the backbone" for name, tensor in head.named_parameters() if tensor.is_meta]
+        for name, buffer in list(head.named_buffers()):
+            if name not in own or own[name].shape != buffer.shape:
+                problems.append(f"the model's own head has no {path}.{name} of shape {tuple(buffer.shape)}")
+            else:
+                module, _, leaf = name.rpartition(".")
+                setattr(head.get_submodule(module), leaf, own[name].clone())
+        return problems
 
     def _place_problems(self, path: str, *, head: bool) -> list[str]:
         found = []

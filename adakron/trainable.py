@@ -110,6 +110,12 @@ def trainable_groups(model: nn.Module, weight_decay: float, vectors: Collection[
     return [group for group in groups if group["params"]]
 
 
+def trained_names(model: nn.Module, info: AdaptedModelInfo) -> set[str]:
+    """Names of the parameters that the info lets train, as `named_parameters` has them; of a shared one the first."""
+    trained = {id(parameter) for parameter in _trained(model, info)}
+    return {name for name, parameter in model.named_parameters() if id(parameter) in trained}
+
+
 def _trained(model: nn.Module, info: AdaptedModelInfo) -> list[nn.Parameter]:
     named = [model.get_parameter(name) for name in (*info.adapter_parameters, *info.tuned_parameters)]
     return named + _head_parameters(model, info)

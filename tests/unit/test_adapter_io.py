@@ -102,6 +102,56 @@ def test_loads_into_an_adapted_model_of_another_dtype(tmp_path: Path) -> None:
     assert read_adapter_tensors(tmp_path).keys() == trained(model).keys()
 
 
+def test_a_head_with_buffers_and_shared_parameters(tmp_path: Path) -> None:
+    """Position ids, which no folder holds, and token embeddings that the frozen output projection shares, which do not train."""
+    adapter = AdapterConfig(**(CONFIG.to_dict() | {"head_modules": "bert.embeddings,classifier"}))
+    model = make(tmp_path, adapter=adapter)
+    fresh = tiny_model("bert")
+    position_ids = fresh.get_buffer("bert.embeddings.position_ids").clone()
+    info = load_into(fresh, tmp_path)
+    assert info.head_modules == ("bert.embeddings", "classifier")
+    assert torch.equal(fresh(**tiny_batch()).logits, model(**tiny_batch()).logits)
+    assert torch.equal(fresh.get_buffer("bert.embeddings.position_ids"), position_ids)
+    with torch.no_grad():
+        model.get_parameter("bert.embeddings.word_embeddings.weight").add_(1.0)
+    load_into(model, tmp_path)
+    assert torch.equal(model(**tiny_batch()).logits, fresh(**tiny_batch()).logits)
+    tied = tiny_model("bert", auto_class="AutoModelForMaskedLM")
+    assert tied.get_output_embeddings().weight is tied.get_input_embeddings().weight
+    info = adapt(tied, CONFIG, seed=9, heads=("bert.embeddings",))
+    save(tmp_path / "tied", trained(tied), info, auto_class="AutoModelForMaskedLM", model_options={})
+    again = tiny_model("bert", auto_class="AutoModelForMaskedLM")
+    load_into(again, tmp_path / "tied")
+    assert torch.equal(again(**tiny_batch()).logits, tied(**tiny_batch()).logits)
+
+
+@pytest.mark.parametrize(
+    ("method", "change", "message"),
+    [
+        ("adakron", {"factor_order": "a_major"}, "factor_order is a_major in the adapters at {sites}, and was saved as b_major"),
+        ("adakron", {"activation": "gelu"}, "activation is gelu in the adapters at {sites}, and was saved as relu"),
+        ("madakron", {"inference_level": 0}, "inference_level is 0 in the adapters at {sites}, and was saved as 3"),
+        ("madakron", {"inference_level": 0, "activation": "silu"}, "activation is silu .*; inference_level is 0 "),
+        ("madakron", {"experts_in": "down_a"}, "experts_in is down_a in the adapters at {sites}, and was saved as down_a,down_b"),
+        ("pfeiffer", {"activation": "gelu"}, "activation is gelu in the adapters at {sites}, and was saved as relu"),
+        ("pfeiffer", {"factor_order": "a_major"}, None),
+        ("madakron", {"experts_in": "down_b,down_a"}, None),
+    ],
+)
+def test_adapters_that_compute_something_else(method: str, change: dict[str, Any], message: str | None, tmp_path: Path) -> None:
+    settings = CONFIG.to_dict() | {"method": method}
+    make(tmp_path, adapter=AdapterConfig(**settings))
+    other = tiny_model("bert")
+    info = adapt(other, AdapterConfig(**(settings | change)), seed=1)
+    if message is None:
+        load_into(other, tmp_path)
+        return
+    before = other.get_parameter("classifier.bias").clone()
+    with pytest.raises(CheckpointError, match=message.format(sites=", ".join(info.sites))):
+        load_into(other, tmp_path)
+    assert torch.equal(other.get_parameter("classifier.bias"), before)
+
+
 def test_views_of_one_buffer_and_half_precision_are_saved_as_whole_float32(tmp_path: Path) -> None:
     model = tiny_model("bert")
     info = adapt(model, CONFIG, seed=0)

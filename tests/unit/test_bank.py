@@ -14,7 +14,7 @@ from adakron.bank import AdapterBank
 from adakron.config import AdapterConfig
 from adakron.errors import CheckpointError, ConfigError
 from adakron.fingerprint import take_fingerprint
-from adakron.models import adapt
+from adakron.models import adapt, cast_parameters
 from tests.helpers.architectures import SIZES, tiny_batch, tiny_model
 
 POOLER = NewParameters(("bert.pooler.dense.bias", "bert.pooler.dense.weight"))
@@ -144,6 +144,30 @@ def test_every_architecture(model_type: str, tmp_path: Path) -> None:
     torch.testing.assert_close(torch.stack([rows[0], rows[2]]), alone(tmp_path / "b", second, model_type)[::2], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("model_type", "buffer"), [("gptj", "embed_positions"), ("gpt_neo", "attention.bias")])
+def test_a_head_with_buffers(model_type: str, buffer: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    """No folder holds them: a bank's heads have those of the model's own, values and dtype."""
+    for seed, options in ((1, labels(2)), (2, labels(3))):
+        save(tmp_path / str(seed), options, model_type=model_type, seed=seed, head_modules="transformer.h.1.attn,score")
+    model = backbone(model_type)
+    cast_parameters(model, dtype)
+    bank = AdapterBank(model)
+    own = bank.model.get_buffer(f"transformer.h.1.attn.{buffer}").clone()
+    for name in ("1", "2"):
+        bank.add(name, tmp_path / name)
+    copies = [value for name, value in bank.model.named_buffers() if name.startswith("transformer.h.1.attn.") and name.endswith(buffer)]
+    assert len(copies) == 3 and all(torch.equal(copy, own) and copy.dtype == own.dtype for copy in copies)
+    for name, options in (("1", labels(2)), ("2", labels(3))):
+        lone = backbone(model_type, options)
+        load_into(lone, tmp_path / name)
+        cast_parameters(lone, dtype)
+        bank.use(name)
+        assert torch.equal(bank.model(**tiny_batch()).logits, lone(**tiny_batch()).logits)
+    with pytest.raises(ConfigError, match=r"Attention takes more than one tensor.*its rows cannot be mixed"):
+        bank(["1", "2", "1"], **tiny_batch())
+
+
 def test_a_head_that_labels_tokens(tmp_path: Path) -> None:
     auto_class = "AutoModelForTokenClassification"
     for seed in (2, 3):
@@ -234,6 +258,9 @@ def test_what_cannot_join(folders: dict[str, tuple[Path, dict[str, Any]]], tmp_p
     nested = save(tmp_path / "nested", labels(2), method="head", head_modules="bert.encoder.layer.1,classifier")
     with pytest.raises(CheckpointError, match=r"it changes bert.encoder.layer.1, and two, .* already changes bert.encoder.layer.1.output"):
         bank.add("x", nested)
+    embeddings = save(tmp_path / "embeddings", labels(2), head_modules="bert.embeddings,classifier")
+    with pytest.raises(CheckpointError, match=r"cannot join a bank: it trains bert.embeddings, which holds the model's input embeddings"):
+        bank.add("x", embeddings)
     assert bank.names == ("two", "three", "number") and str(bank.model) == before
     with pytest.raises(ConfigError, match=r"must be plain, this one has adapters, e.g. at bert.encoder"):
         AdapterBank(bank.model)
