@@ -121,6 +121,7 @@ def read_adapter_tensors(folder: str | Path) -> dict[str, Tensor]:
     return tensors
 
 
+@torch.no_grad()
 def load_into(
     model: PreTrainedModel,
     folder: str | Path,
@@ -136,7 +137,11 @@ def load_into(
     there differ from the saved ones (activation, factor_order, experts_in, inference_level); no value is then copied.
     """
     check_backbone(model, folder, tokenizer=tokenizer, allow_other_backbone=allow_other_backbone)
-    return load_tensors(model, folder)
+    info, tensors = fit_adapter(model, folder)
+    own: dict[str, Tensor] = {**dict(model.named_buffers()), **dict(model.named_parameters())}
+    for name, tensor in tensors.items():
+        own[name].copy_(tensor)
+    return info
 
 
 def check_backbone(
@@ -169,16 +174,6 @@ def report_differences(
             f"{folder} was trained on another backbone ({base_model}) than this {type(model).__name__}: {'; '.join(found)} (name"
             " its own backbone with --model_name_or_path, or load it all the same with --allow_other_backbone)"
         )
-
-
-@torch.no_grad()
-def load_tensors(model: PreTrainedModel, folder: str | Path) -> AdaptedModelInfo:
-    """`load_into` without a look at what the backbone is."""
-    info, tensors = fit_adapter(model, folder)
-    own: dict[str, Tensor] = {**dict(model.named_buffers()), **dict(model.named_parameters())}
-    for name, tensor in tensors.items():
-        own[name].copy_(tensor)
-    return info
 
 
 def fit_adapter(model: PreTrainedModel, folder: str | Path) -> tuple[AdaptedModelInfo, dict[str, Tensor]]:

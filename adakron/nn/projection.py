@@ -4,13 +4,22 @@ Tensor-name suffixes: E experts, I inputs, O outputs.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 ScoreInit = Literal["zeros", "random"]
+
+
+class _Average(NamedTuple):
+    """An average and what it was computed from: traces to compare, and memory, held so that no other tensor can get its address."""
+
+    traces: tuple[tuple[int, torch.dtype, torch.device, int], ...]
+    memory: tuple[Tensor, ...]
+    weight_OI: Tensor
+    bias_O: Tensor
 
 
 class Projection(nn.Module):
@@ -49,7 +58,7 @@ class Projection(nn.Module):
                 self.expert_scores = nn.Parameter(values)
             else:
                 self.register_buffer("expert_scores", values)
-        self._average: tuple[tuple[int, ...], Tensor, Tensor] | None = None
+        self._average: _Average | None = None
 
     @torch.no_grad()
     def reset_parameters(self, std: float, generator: torch.Generator | None = None) -> None:
@@ -71,19 +80,22 @@ class Projection(nn.Module):
     def average(self) -> tuple[Tensor, Tensor]:
         """Weight (O, I) and bias (O,) averaged over the experts with softmax(expert_scores); the map itself for one expert.
 
-        Without a gradient to keep, the average is computed once and kept until the parameters change or `train` is called.
+        Without a gradient to keep, the average is computed once and kept until a tensor is replaced or changed in place, or `train`
+        or `eval` is called. What leaves no trace is not seen: a write through `weight.data` (`weight.data.copy_`), to a tensor made
+        in inference mode, or, under ZeRO stage 3, to a partition; call `eval` after it, which discards the average.
         """
         if self.num_experts == 1:
             return self.weight, self.bias
         parts = (self.weight, self.bias, self.expert_scores)
         if torch.is_grad_enabled() and any(part.requires_grad for part in parts):
             return self._averaged()
-        versions = tuple(0 if part.is_inference() else part._version for part in parts)
-        if self._average is None or self._average[0] != versions:
+        traces = tuple(map(_trace, parts))
+        if self._average is None or self._average.traces != traces:
+            memory = tuple(part.detach() for part in parts if not hasattr(part, "ds_id"))
             # Ordinary tensors, also under inference_mode: a later caller may want gradients of its input.
             with torch.inference_mode(False), torch.no_grad():
-                self._average = (versions, *self._averaged())
-        return self._average[1:]
+                self._average = _Average(traces, memory, *self._averaged())
+        return self._average.weight_OI, self._average.bias_O
 
     def _averaged(self) -> tuple[Tensor, Tensor]:
         wide = torch.promote_types(self.weight.dtype, torch.float32)
@@ -107,6 +119,10 @@ class Projection(nn.Module):
         self._average = None
         return super().train(mode)
 
+    def _load_from_state_dict(self, *arguments: Any, **options: Any) -> None:
+        self._average = None
+        super()._load_from_state_dict(*arguments, **options)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         self._average = None
         return super()._apply(fn, recurse)
@@ -115,3 +131,11 @@ class Projection(nn.Module):
         """Widths and experts, for `print(model)`."""
         experts = f", num_experts={self.num_experts}, scores={'tuned' if self.tunes_scores else self.scores}"
         return f"{self.in_features} -> {self.out_features}" + (experts if self.num_experts > 1 else "")
+
+
+def _trace(part: Tensor) -> tuple[int, torch.dtype, torch.device, int]:
+    """What tells a replaced or changed tensor from the one before, without its values and without waiting for a device."""
+    # ZeRO stage 3 numbers its parameters, and gathers one to another place for every pass: there its address says nothing.
+    zero_id: int | None = getattr(part, "ds_id", None)
+    place = part.data_ptr() if zero_id is None else zero_id
+    return place, part.dtype, part.device, 0 if part.is_inference() else part._version

@@ -1,12 +1,13 @@
 """Mixtures of experts: what each pass uses, how the average is formed and kept, and that counters decide the draws."""
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from adakron.errors import ConfigError
@@ -115,16 +116,90 @@ def test_the_average_is_computed_once_per_evaluation(monkeypatch: pytest.MonkeyP
     with torch.inference_mode():
         adapter(inputs())
     assert len(computed) == 3
-    # Whatever changes the parameters is noticed.
+
+
+def in_place(adapter: BottleneckAdapter) -> None:
     with torch.no_grad():
-        adapter.up.weight[0] += 1.0
-        changed = adapter(inputs())
-        assert len(computed) == 4 and not torch.allclose(changed, first)
-        adapter.up.weight.data = adapter.up.weight.data + 1.0  # as ZeRO does, without a trace
-        adapter.train()
-        adapter.eval()
-        assert not torch.allclose(adapter(inputs()), changed)
-        assert adapter.to(torch.float32)(inputs().float()).dtype == torch.float32
+        adapter.get_parameter("up.weight")[0] += 1.0
+
+
+def new_data(adapter: BottleneckAdapter) -> None:
+    parameter = adapter.get_parameter("up.weight")
+    # Twice: what the allocator hands out the second time may lie where the first tensor lay.
+    for _ in range(2):
+        parameter.data = parameter.data + 1.0
+
+
+def new_parameter(adapter: BottleneckAdapter) -> None:
+    adapter.up.bias = nn.Parameter(adapter.get_parameter("up.bias").detach() + 1.0)
+
+
+def new_scores(adapter: BottleneckAdapter) -> None:
+    adapter.get_buffer("up.expert_scores")[0] += 3.0
+
+
+def assigned(adapter: BottleneckAdapter) -> None:
+    # Twice, as above.
+    for _ in range(2):
+        adapter.load_state_dict({name: value + 1.0 for name, value in adapter.state_dict().items()}, assign=True)
+
+
+def loaded(adapter: BottleneckAdapter) -> None:
+    adapter.load_state_dict({name: value + 1.0 for name, value in adapter.state_dict().items()})
+
+
+@pytest.mark.parametrize("inference_mode", [False, True])
+@pytest.mark.parametrize("change", [in_place, new_data, new_parameter, new_scores, assigned, loaded])
+def test_whatever_changes_the_parameters_is_noticed(change: Callable[[BottleneckAdapter], None], inference_mode: bool) -> None:
+    adapter = mixture().eval()
+    with torch.inference_mode(inference_mode), torch.no_grad():
+        first = adapter(inputs())
+    for _ in range(2):
+        change(adapter)
+        with torch.inference_mode(inference_mode), torch.no_grad():
+            changed = adapter(inputs())
+        with torch.no_grad():
+            maps = {name: adapter.get_submodule(name)._averaged() for name in PROJECTIONS["kronecker"]}
+        torch.testing.assert_close(changed, by_hand(adapter, inputs(), maps))
+        assert not torch.allclose(changed, first)
+        first = changed
+
+
+def test_another_dtype_is_noticed() -> None:
+    adapter = mixture().eval()
+    with torch.no_grad():
+        expected = adapter(inputs())
+        for parameter in adapter.parameters():
+            parameter.data = parameter.data.float()
+        torch.testing.assert_close(adapter(inputs().float()), expected.float(), rtol=1e-3, atol=1e-3)
+        assert adapter.to(torch.bfloat16)(inputs().bfloat16()).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_what_leaves_no_trace_is_seen_after_train_or_eval(mode: bool) -> None:
+    adapter = mixture().eval()
+    with torch.no_grad():
+        first = adapter(inputs())
+        for parameter in adapter.parameters():
+            parameter.data.copy_(parameter.data + 1.0)
+        assert torch.equal(adapter(inputs()), first)  # the limit that the README names
+        adapter.train(mode).eval()
+        assert not torch.allclose(adapter(inputs()), first)
+
+
+def test_partitioned_parameters_are_averaged_once_though_they_move(monkeypatch: pytest.MonkeyPatch) -> None:
+    computed = []
+    original = Projection._averaged
+    monkeypatch.setattr(Projection, "_averaged", lambda self: (computed.append(self), original(self))[1])
+    adapter = mixture().eval()
+    for number, parameter in enumerate(adapter.parameters()):
+        parameter.ds_id = number  # type: ignore[attr-defined]  # as ZeRO stage 3 marks them
+    with torch.no_grad():
+        for _ in range(3):
+            for parameter in adapter.parameters():
+                parameter.data = parameter.data.clone()
+            adapter(inputs())
+    assert len(computed) == 3
 
 
 def test_an_average_made_in_inference_mode_serves_gradients_of_the_input() -> None:
