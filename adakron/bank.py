@@ -18,8 +18,8 @@ from adakron.adapter_folder import AdapterFolder, read_adapter_config
 from adakron.adapter_io import check_backbone, fit_adapter
 from adakron.backbone import is_inside, model_class
 from adakron.errors import CheckpointError, ConfigError
-from adakron.models import cast_parameters
-from adakron.nn import AdaptedLayer
+from adakron.models import cast_parameters, route_experts
+from adakron.nn import AdaptedLayer, Router
 from adakron.pretrained import quiet_transformers, reason_of
 
 
@@ -113,12 +113,16 @@ class BankModule(nn.Module):
 
 @dataclass(frozen=True)
 class _Entry:
-    """An adapter in the bank. sites, heads: name in the model -> what it puts there. width: of its logits; None: the model's own."""
+    """An adapter in the bank. sites, heads: name in the model -> what it puts there. width: of its logits; None: the model's own.
+
+    router: draws the experts of its mixture, if it is one and has a seed.
+    """
 
     saved: AdapterFolder
     sites: dict[str, nn.Module]
     heads: dict[str, nn.Module]
     width: int | None
+    router: Router | None
 
 
 class AdapterBank:
@@ -156,9 +160,11 @@ class AdapterBank:
         """What an adapter's folder says, e.g. its labels in model_options. Raises ConfigError on an unknown name."""
         return self._entry(name).saved
 
-    def add(self, name: str, folder: str | Path, *, allow_other_backbone: bool = False) -> None:
+    def add(self, name: str, folder: str | Path, *, seed: int | None = None, allow_other_backbone: bool = False) -> None:
         """Add the adapter and head of a folder under a name of its own; it is used when `use` or a call names it.
 
+        seed: of a mixture that draws experts at random in evaluation (inference_level 0 or 1), its run's: it draws as it would by
+        itself, from (seed, batch, call); see `evaluation_batch`. None: the global generator draws.
         allow_other_backbone: see `adapter_io.check_backbone`. Raises ConfigError on a name that is taken, and CheckpointError
         on a folder whose adapter cannot share its backbone, was trained on another one, or does not fit. Nothing is then added.
         """
@@ -186,7 +192,7 @@ class AdapterBank:
         problems += [text for path in saved.sites for text in self._place_problems(path, head=False)]
         if problems:
             raise CheckpointError(f"{folder} cannot join this bank: {'; '.join(problems[:4])}")
-        entry = self._load(folder, saved)
+        entry = self._load(folder, saved, seed)
         key = f"adapter_{self._added}"
         self._added += 1
         for path, module in (*entry.sites.items(), *entry.heads.items()):
@@ -226,13 +232,20 @@ class AdapterBank:
         """Run `bank.model` as it was loaded, bit for bit, until the next `use`."""
         self._selection.active = None
 
+    def evaluation_batch(self, index: int) -> None:
+        """The next forward passes are those of an evaluation's batch, numbered over all ranks: what random experts depend on."""
+        for entry in self._entries.values():
+            if entry.router is not None:
+                entry.router.evaluation_batch(index)
+
     @torch.no_grad()
     def __call__(self, names_per_row: Sequence[str], **batch: Tensor) -> list[Tensor]:
         """The logits of every row by its own adapter and head, from one forward pass of the backbone.
 
         names_per_row: an adapter's name for each row. batch: the model's tensors, (rows, tokens, ...); no labels.
         Returns one tensor per row, in order: (C,), or (T, C) from a head that labels tokens, C being the adapter's own number of
-        labels. Equal to the rows of single runs up to rounding, and exactly where all rows name one adapter.
+        labels. Equal to the rows of single runs up to rounding, and exactly where all rows name one adapter. Random experts are
+        drawn for each adapter's rows in their order and padded width, so they depend on which rows share the batch.
         Raises ConfigError on an unknown name, another number of names than rows, or a model whose rows cannot be told apart.
         """
         unknown = sorted({name for name in names_per_row if name not in self._entries})
@@ -273,7 +286,7 @@ class AdapterBank:
             raise ConfigError(f"the bank has no adapter {name}; it has {', '.join(self.names) or 'none'}")
         return self._entries[name]
 
-    def _load(self, folder: str | Path, saved: AdapterFolder) -> _Entry:
+    def _load(self, folder: str | Path, saved: AdapterFolder, seed: int | None) -> _Entry:
         """Adapters and heads by themselves: the whole model is built without memory for its weights, and these parts filled."""
         config = copy.deepcopy(self.model.config)
         if hasattr(config, "quantization_config"):
@@ -301,6 +314,7 @@ class AdapterBank:
             {site: skeleton.get_submodule(f"{site}.adakron_adapter") for site in info.sites},
             {name: skeleton.get_submodule(name) for name in info.head_modules},
             skeleton.config.num_labels if info.head_modules else None,
+            None if seed is None else route_experts(skeleton, seed),
         )
 
     def _complete_head(self, path: str, head: nn.Module) -> list[str]:

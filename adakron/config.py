@@ -164,6 +164,9 @@ class AdapterConfig(Settings):
             unknown = [name for name in names if name not in known]
             if unknown:
                 return [f"experts_in names {', '.join(unknown)}; {self.method} has {', '.join(known)} (set --experts_in)"]
+            if len(set(names)) < len(names):
+                once = ",".join(dict.fromkeys(names))
+                return [f"experts_in is {','.join(names)}; it must name a projection once (set --experts_in {once})"]
             if not names:
                 return [f"num_experts is {experts}, but no projection has experts; name some of {', '.join(known)} (set --experts_in)"]
             return []

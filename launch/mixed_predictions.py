@@ -113,7 +113,7 @@ def predict_mixed(options: argparse.Namespace, world: World) -> None:
     )
     bank = AdapterBank(base.model, base.tokenizer)
     for name, run in runs.items():
-        bank.add(name, run.folder, allow_other_backbone=options.allow_other_backbone)
+        bank.add(name, run.folder, seed=run.config.training.seed, allow_other_backbone=options.allow_other_backbone)
         if run.precision != first.precision:
             logger.warning(
                 "run %s was trained in %s and is predicted in %s, the first run's precision", name, run.precision, first.precision
@@ -131,6 +131,7 @@ def predict_mixed(options: argparse.Namespace, world: World) -> None:
         device=device,
         world_size=world.world_size,
         rank=world.rank,
+        before_batch=bank.evaluation_batch,
     )
     outputs = mixed.in_order(evaluator.outputs(bank, mixed.encoded))
     if world.rank != 0:

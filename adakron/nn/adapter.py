@@ -292,6 +292,8 @@ def _expert_problems(bottleneck: Bottleneck, num_experts: int, experts_in: Seque
         return [f"num_experts is {num_experts}; it must be at least 1"]
     if unknown:
         return [f"experts_in names {', '.join(unknown)}; a {bottleneck} bottleneck has {', '.join(names)}"]
+    if len(set(experts_in)) < len(experts_in):
+        return [f"experts_in is {', '.join(experts_in)}; it must name a projection once"]
     if num_experts > 1 and not experts_in:
         return [f"num_experts is {num_experts}, but experts_in names no projection; choose among {', '.join(names)}"]
     return []

@@ -14,7 +14,7 @@ from adakron.bank import AdapterBank
 from adakron.config import AdapterConfig
 from adakron.errors import CheckpointError, ConfigError
 from adakron.fingerprint import take_fingerprint
-from adakron.models import adapt, cast_parameters
+from adakron.models import adapt, cast_parameters, route_experts
 from tests.helpers.architectures import SIZES, tiny_batch, tiny_model
 
 POOLER = NewParameters(("bert.pooler.dense.bias", "bert.pooler.dense.weight"))
@@ -129,6 +129,37 @@ def test_mixed_rows_equal_the_rows_of_single_runs(folders: dict[str, tuple[Path,
     # One adapter for all rows: the same numbers, bit for bit. And what was in use still is.
     assert torch.equal(torch.stack(bank(["three"] * 9, **batch)), single["three"])
     assert bank.active == "two" and torch.equal(bank.model(**batch).logits, single["two"])
+
+
+@pytest.mark.parametrize("level", [0, 1])
+def test_random_experts_are_drawn_as_by_a_run_itself(level: int, tmp_path: Path) -> None:
+    """From (seed, batch, call) of each adapter, and nothing else."""
+    for seed, options in ((1, labels(2)), (2, labels(3))):
+        save(tmp_path / str(seed), options, seed=seed, method="madakron", num_experts=8, inference_level=level)
+    bank = AdapterBank(backbone())
+    for name in ("1", "2"):
+        bank.add(name, tmp_path / name, seed=int(name) + 40)
+    lone = backbone(options=labels(3))
+    load_into(lone, tmp_path / "2")
+    router = route_experts(lone, 42)
+    assert router is not None
+
+    def mixed(index: int, names: str, batch: dict[str, Tensor]) -> list[Tensor]:
+        torch.seed()  # the global state must not matter
+        bank.evaluation_batch(index)
+        return bank(list(names), **batch)
+
+    with torch.no_grad():
+        for index in (3, 4):
+            router.evaluation_batch(index)
+            assert torch.equal(torch.stack(mixed(index, "222", tiny_batch())), lone(**tiny_batch()).logits)
+        batch = {name: torch.cat([value, value]) for name, value in tiny_batch().items()}
+        rows = mixed(4, "121212", batch)
+        assert all(map(torch.equal, mixed(4, "121212", batch), rows))
+        assert not all(map(torch.equal, mixed(5, "121212", batch), rows))
+        router.evaluation_batch(4)
+        own = {name: value[1::2] for name, value in batch.items()}
+        torch.testing.assert_close(torch.stack(rows[1::2]), lone(**own).logits, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("model_type", SIZES)

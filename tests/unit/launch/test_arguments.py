@@ -79,6 +79,7 @@ def test_launcher_flags_are_accepted():
         ("--merge_experts", "there is one expert, so it would do nothing"),
         ("--method madakron --experts_in down", "experts_in names down; madakron has down_a, down_b, up"),
         ("--num_experts 2 --experts_in=", "no projection has experts"),
+        ("--method madakron --experts_in down_a,up,down_a", r"name a projection once \(set --experts_in down_a,up\)"),
         ("--method head --layers 1", "layers places adapters, and method head has none"),
         ("--method pfeiffer --num_experts 2", "no projection has experts; name some of down, up"),
         ("--method lora --method_config=", "--method_config is empty"),

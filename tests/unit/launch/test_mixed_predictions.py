@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from adakron import distributed
 from adakron.distributed import World
@@ -97,6 +98,39 @@ def test_a_file_whose_column_names_the_run(runs: dict[str, Path], tmp_path: Path
         runs["mood"], *others, "--test_file", file, "--adapter_column", "run", "--output_dir", tmp_path / "few", "--max_predict_samples", 2
     )  # fmt: skip
     assert len((tmp_path / "few" / "predict_results_test.tsv").read_text().splitlines()) == 1 + 2
+
+
+@pytest.mark.parametrize("level", [0, 1])
+def test_random_experts_of_a_run_are_the_same_every_time_and_for_every_number_of_ranks(
+    level: int, runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = runs["mood"].parent / "model"
+    random = write_run(
+        tmp_path / "random", model, seed=8, options=NUMBER, task_name="text", text_column="sentence", label_column="label",
+        method="madakron", num_experts=8, inference_level=level,
+    )  # fmt: skip
+    names = ["random", "mood"] * 3 + ["random"]
+    arguments = [runs["mood"], "--adapter", f"random={random}", *flags("text", TEXTS), *flags("adapter_name", names)]
+    arguments += ["--per_device_eval_batch_size", 2]
+    first = printed(capsys, *arguments)
+    assert len({line[1] for line in first if line[0] == "random"}) > 1
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        assert printed(capsys, *arguments) == first
+    # Two ranks, one after the other: the second stops where it would give its part to the first.
+    seconds: list[Any] = []
+
+    def stop(part: Any) -> None:
+        seconds.append(part)
+        raise InterruptedError
+
+    texts = [str(argument) for argument in arguments]
+    monkeypatch.setattr(distributed, "all_gather_object", stop)
+    with pytest.raises(InterruptedError):
+        predict.main(texts, World(rank=1, world_size=2))
+    monkeypatch.setattr(distributed, "all_gather_object", lambda part: [part, *seconds])
+    predict.main(texts, World(rank=0, world_size=2))
+    assert seconds[0] and [line.split("\t") for line in capsys.readouterr().out.splitlines()] == first
 
 
 def test_bad_input(runs: dict[str, Path], tmp_path: Path) -> None:

@@ -337,6 +337,7 @@ def test_wrong_expert_settings_are_named() -> None:
         ({"num_experts": 2}, "experts_in names no projection; choose among down_a, down_b, up"),
         ({"num_experts": 2, "experts_in": ("down",)}, "experts_in names down; a kronecker bottleneck has down_a, down_b, up"),
         ({"bottleneck": "plain", "num_experts": 2, "experts_in": ("down_a",)}, "a plain bottleneck has down, up"),
+        ({"num_experts": 2, "experts_in": ("up", "down_a", "up")}, "experts_in is up, down_a, up; it must name a projection once"),
         ({"inference_level": 2}, "inference_level is 2; it must be one of 0, 1, 3"),
         ({"expert_scores": "ones"}, "expert_scores is 'ones'"),
         ({"bottleneck": "round"}, "bottleneck is 'round'"),
