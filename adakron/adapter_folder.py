@@ -37,7 +37,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
 _KIND_NAMES = {str: "a string", dict: "an object", list: "a list", int: "a whole number", float: "a number", type(None): "null"}
 
 
-_NEW_IN_2 = ("method_config", "num_experts", "experts_in", "expert_scores", "tune_expert_scores", "inference_level", "merge_experts",
+_NEW_IN_2 = ("method_config", "num_experts", "experts_in", "expert_scores", "tune_expert_scores", "inference_level",
              "position", "exclude_modules", "layers")  # fmt: skip
 
 

@@ -236,9 +236,7 @@ def merge_experts(tensors: Mapping[str, Tensor], adapter: AdapterConfig, sites: 
             for kind in ("weight", "bias"):
                 stack = merged[f"{prefix}.{kind}"]
                 merged[f"{prefix}.{kind}"] = torch.tensordot(share_E, stack.double(), dims=1).to(stack.dtype)
-    single = replace(
-        adapter, num_experts=1, experts_in="", expert_scores="zeros", tune_expert_scores=False, inference_level=3, merge_experts=False
-    )
+    single = replace(adapter, num_experts=1, experts_in="", expert_scores="zeros", tune_expert_scores=False, inference_level=3)
     return merged, single
 
 

@@ -65,7 +65,6 @@ class AdapterConfig(Settings):
     )
     tune_expert_scores: bool = flag(False, "Train the expert scores; training then uses the average of the experts and draws none.")
     inference_level: Literal[0, 1, 3] = flag(3, "Experts in evaluation: 3 their average, 1 a random one per sentence, 0 per token.")
-    merge_experts: bool = flag(False, "Save the final adapter with its experts averaged into one.")
     adapter_init: Literal["normal", "identity"] = flag(
         "normal", "normal: every weight N(0, init_std), biases 0 (published). identity: up starts at zero, so the adapter does nothing."
     )
@@ -177,7 +176,6 @@ class AdapterConfig(Settings):
                 ("expert_scores", "zeros"),
                 ("tune_expert_scores", False),
                 ("inference_level", 3),
-                ("merge_experts", False),
             )
             if getattr(self, name) not in (default, "" if name == "experts_in" else default)
         ]
@@ -255,6 +253,7 @@ class TrainingConfig(Settings):
     save_strategy: Interval = flag("epoch", "When to save the adapter as <output_dir>/checkpoint-<step> during training.")
     save_steps: int | None = flag(None, "Save every so many steps (save_strategy steps). Default: 500.")
     save_total_limit: int | None = flag(2, "Keep only the newest so many checkpoints, and the best one.")
+    merge_experts: bool = flag(False, "Save the final adapter with its experts averaged into one.")
     load_best_model_at_end: bool = flag(False, "End with the best evaluated adapter instead of the last one.")
     metric_for_best_model: str | None = flag(None, "Metric that decides what is best. Default: the task's main metric.")
     greater_is_better: bool | None = flag(None, "Direction of that metric. Default: lower for loss, higher otherwise.")
@@ -300,7 +299,7 @@ class TrainingConfig(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig:
+class RunConfig(Settings):
     """All settings of a run and the path of its DeepSpeed JSON."""
 
     model: ModelConfig
@@ -309,16 +308,29 @@ class RunConfig:
     training: TrainingConfig
     deepspeed: str
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, grouped as the attributes are."""
-        return dataclasses.asdict(self)
+    def problems(self) -> list[str]:
+        if not self.training.merge_experts:
+            return []
+        if (self.adapter.resolved().num_experts or 1) == 1:
+            return [
+                "merge_experts is set, but there is one expert, so it would do nothing; set --num_experts above 1, or drop --merge_experts"
+            ]
+        level = self.adapter.inference_level
+        if level != 3:
+            return [
+                f"merge_experts saves the average of the experts, but with inference_level {level} the run's scores would be those of"
+                " random ones; set --inference_level 3, or drop --merge_experts"
+            ]
+        return []
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "RunConfig":
         """The inverse of `to_dict`. Raises TypeError for unknown names and ConfigError for bad values."""
+        # The first runs with mixtures recorded a setting of the training there, which a finished run does not need.
+        adapter = {name: value for name, value in values["adapter"].items() if name != "merge_experts"}
         return cls(
             model=ModelConfig(**values["model"]),
-            adapter=AdapterConfig(**values["adapter"]),
+            adapter=AdapterConfig(**adapter),
             data=DataConfig(**values["data"]),
             training=TrainingConfig(**values["training"]),
             deepspeed=values["deepspeed"],

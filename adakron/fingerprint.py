@@ -211,15 +211,21 @@ def _backbone_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
     # With a language-modelling head, some sequence-to-sequence models are their own base model.
     outputs = model.get_output_embeddings() if base is model else None
     outside = ["pooler", *(name for name, module in base.named_modules() if outputs is not None and module is outputs)]
-    wrappers = [f"{name}." for name, module in base.named_modules() if isinstance(getattr(module, "base_layer", None), nn.Module)]
+    # What holds the backbone's own module beside an adapter's: adapted layers of ours and PEFT's, PEFT's modules that train whole.
+    wrappers = [
+        (f"{name}.", f"{name}.{inner}.")
+        for name, module in base.named_modules()
+        for inner in ("base_layer", "original_module")
+        if inner in module._modules
+    ]
     for full_name, parameter in base.named_parameters():
         name = full_name
         # From the innermost wrapper outwards, so that the outer names still fit.
-        for wrapper in reversed(wrappers):
+        for wrapper, own in reversed(wrappers):
             if full_name.startswith(wrapper):
-                if not full_name.startswith(f"{wrapper}base_layer."):
+                if not full_name.startswith(own):
                     break  # an adapter's
-                name = wrapper + name[len(wrapper) + len("base_layer.") :]
+                name = wrapper + name[len(own) :]
         else:
             if not is_inside(name, outside):
                 yield name, parameter

@@ -82,16 +82,7 @@ def adapt(
     generator = torch.Generator("cpu").manual_seed(seed)
     for site in sites:
         base_layer = model.get_submodule(site)
-        weight: Any = base_layer.weight
-        adapter = BottleneckAdapter(
-            layer_width(base_layer),
-            config.bottleneck_dim,
-            **adapter_options(config),
-            device=weight.device,
-            # A quantised weight is an integer tensor; its layer's output has the dtype of the rest of the model.
-            dtype=weight.dtype if weight.is_floating_point() else model.dtype,
-            generator=generator,
-        )
+        adapter = new_adapter(base_layer, config, model.dtype, generator)
         model.set_submodule(site, AdaptedLayer(base_layer, adapter).train(base_layer.training))
     info = AdaptedModelInfo(tuple(sites), names, _adapter_parameters(model, sites), tuned)
     train_only(model, info)
@@ -111,7 +102,27 @@ def sites_of(model: PreTrainedModel, config: AdapterConfig) -> list[str]:
     )
 
 
-def adapter_options(config: AdapterConfig) -> dict[str, Any]:
+def new_adapter(
+    base_layer: nn.Module, config: AdapterConfig, model_dtype: torch.dtype, generator: torch.Generator | None
+) -> BottleneckAdapter:
+    """An adapter for a linear layer, by resolved settings, on the layer's device and in its dtype.
+
+    model_dtype: of the model around the layer, for a quantised layer. generator: of the initial values; None: PyTorch's global one.
+    Raises ConfigError where the layer is not linear.
+    """
+    weight: Any = base_layer.weight
+    return BottleneckAdapter(
+        layer_width(base_layer),
+        config.bottleneck_dim,
+        **_adapter_options(config),
+        device=weight.device,
+        # A quantised weight is an integer tensor; its layer's output has the dtype of the rest of the model.
+        dtype=weight.dtype if weight.is_floating_point() else model_dtype,
+        generator=generator,
+    )
+
+
+def _adapter_options(config: AdapterConfig) -> dict[str, Any]:
     """Resolved settings as keyword arguments of `BottleneckAdapter`."""
     return {
         "bottleneck": config.bottleneck,

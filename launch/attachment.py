@@ -1,10 +1,9 @@
 """Ours or PEFT's: how a method's adapters get into a backbone, into a folder, and back. The one place that tells them apart."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +14,68 @@ from adakron.config import AdapterConfig
 from adakron.engine.ds_config import DeepSpeedSettings
 from adakron.errors import ConfigError
 from adakron.fingerprint import BackboneFingerprint, take_fingerprint
+from adakron.methods import METHODS
 from adakron.nn.routing import Router
 from adakron.trainable import AdaptedModelInfo
+
+if TYPE_CHECKING:
+    from adakron.peft.methods import Attached
+
+
+class FolderWriter(Protocol):
+    """Writes what a run trained, with all that the folder says beside it."""
+
+    def write(
+        self, folder: Path, trained: Mapping[str, Tensor], *, auto_class: str, model_options: Mapping[str, Any], merge: bool = False
+    ) -> None:
+        """trained: every trained tensor, whole, by its name in the model. merge: average the experts of a mixture into one.
+
+        auto_class, model_options: see `adapter_io.save_adapter`, which says what is raised, too.
+        """
+
+
+@dataclass(frozen=True)
+class OurFolder:
+    """Of a method of ours. kept: see `models.adapter_buffers`. backbone: taken before training."""
+
+    config: AdapterConfig
+    info: AdaptedModelInfo
+    kept: Mapping[str, Tensor]
+    base_model: str
+    backbone: BackboneFingerprint
+
+    def write(
+        self, folder: Path, trained: Mapping[str, Tensor], *, auto_class: str, model_options: Mapping[str, Any], merge: bool = False
+    ) -> None:
+        """See `FolderWriter`."""
+        tensors, config = {**trained, **self.kept}, self.config
+        if merge:
+            tensors, config = adapter_io.merge_experts(tensors, config, self.info.sites)
+        adapter_io.save_adapter(
+            folder, tensors=tensors, adapter=config, info=self.info, base_model=self.base_model, auto_class=auto_class,
+            model_options=model_options, backbone=self.backbone,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PeftFolder:
+    """Of a method of PEFT's. backbone: taken before training."""
+
+    attached: "Attached"
+    base_model: str
+    backbone: BackboneFingerprint
+
+    def write(
+        self, folder: Path, trained: Mapping[str, Tensor], *, auto_class: str, model_options: Mapping[str, Any], merge: bool = False
+    ) -> None:
+        """See `FolderWriter`."""
+        from adakron.peft import folders
+
+        assert not merge, "RunConfig refuses merge_experts for methods without experts"
+        folders.save(
+            folder, self.attached, tensors=trained, base_model=self.base_model, auto_class=auto_class, model_options=model_options,
+            backbone=self.backbone,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -24,14 +83,13 @@ class Attachment:
     """A backbone whose adapters and head train.
 
     model: what the engine trains. info: what of it trains. vectors: see `trainable.trainable_groups`. router: of a mixture.
-    write: writes a folder (folder, trained tensors, whether experts are merged; auto_class and model_options by name).
     """
 
     model: nn.Module
     info: AdaptedModelInfo
     vectors: tuple[str, ...]
     router: Router | None
-    write: Callable[..., None]
+    folder: FolderWriter
 
 
 def check_method(config: AdapterConfig, settings: DeepSpeedSettings) -> None:
@@ -52,44 +110,10 @@ def attach(base: Backbone, config: AdapterConfig, seed: int, dtype: torch.dtype)
         from adakron.peft.methods import attach as attach_peft
 
         attached = attach_peft(base.model, config, seed=seed, new_parameters=base.new_parameters, dtype=dtype)
-        return Attachment(attached.model, attached.info, attached.vectors, None, partial(_write_peft, attached, base.name, fingerprint))
+        return Attachment(attached.model, attached.info, attached.vectors, None, PeftFolder(attached, base.name, fingerprint))
     info = models.adapt(base.model, config, seed=seed, new_parameters=base.new_parameters)
-    kept = models.adapter_buffers(base.model, info)
-    return Attachment(
-        base.model, info, (), models.route_experts(base.model, seed), partial(_write_ours, config, info, kept, base.name, fingerprint)
-    )
-
-
-def _write_ours(
-    config: AdapterConfig,
-    info: AdaptedModelInfo,
-    kept: Mapping[str, Tensor],
-    base_model: str,
-    fingerprint: BackboneFingerprint,
-    folder: Path,
-    trained: Mapping[str, Tensor],
-    merge: bool,
-    **head: Any,
-) -> None:
-    tensors = {**trained, **kept}
-    if merge:
-        tensors, config = adapter_io.merge_experts(tensors, config, info.sites)
-    adapter_io.save_adapter(folder, tensors=tensors, adapter=config, info=info, base_model=base_model, backbone=fingerprint, **head)
-
-
-def _write_peft(
-    attached: Any,
-    base_model: str,
-    fingerprint: BackboneFingerprint,
-    folder: Path,
-    trained: Mapping[str, Tensor],
-    merge: bool,
-    **head: Any,
-) -> None:
-    from adakron.peft import folders
-
-    assert not merge, "AdapterConfig refuses merge_experts for methods without experts"
-    folders.save(folder, attached, tensors=trained, base_model=base_model, backbone=fingerprint, **head)
+    folder = OurFolder(config, info, models.adapter_buffers(base.model, info), base.name, fingerprint)
+    return Attachment(base.model, info, (), models.route_experts(base.model, seed), folder)
 
 
 def read_head(folder: Path, config: AdapterConfig) -> tuple[str, dict[str, Any]]:
@@ -129,6 +153,6 @@ def _require_peft(config: AdapterConfig) -> None:
         if error.name != "peft":
             raise
         raise ConfigError(
-            f"method {config.method!r} is none of ours ({', '.join(models.METHODS)}), and PEFT, which has more, is not installed; choose"
+            f"method {config.method!r} is none of ours ({', '.join(METHODS)}), and PEFT, which has more, is not installed; choose"
             " another --method, or pip install 'adakron[peft]'"
         ) from error

@@ -163,7 +163,9 @@ def _copy_run(source: Path, folder: Path, adapter: AdapterConfig) -> bool:
     if not (home / run_folder.RUN_FILE).is_file():
         return False
     record = run_folder.read_run(home)
-    record["config"] = {**record["config"], "adapter": adapter.to_dict()}
+    # There is nothing left to merge.
+    training = {**record["config"]["training"], "merge_experts": False}
+    record["config"] = {**record["config"], "adapter": adapter.to_dict(), "training": training}
     run_folder.write_json(folder / run_folder.RUN_FILE, {**record, "merged_from": str(source.absolute())})
     return True
 

@@ -124,7 +124,7 @@ def main(arguments: Sequence[str], world: World) -> None:
     def save(target: Path, trained: Mapping[str, Tensor], state: Mapping[str, Any], *, merge: bool = False) -> None:
         if world.rank == 0:
             target.mkdir(exist_ok=True)
-            attached.write(target, trained, merge, auto_class=task.auto_class, model_options=task.model_options())
+            attached.folder.write(target, trained, auto_class=task.auto_class, model_options=task.model_options(), merge=merge)
             base.tokenizer.save_pretrained(target)
             run_folder.write_json(target / run_folder.STATE_FILE, state)
 
@@ -150,7 +150,7 @@ def main(arguments: Sequence[str], world: World) -> None:
     with contextlib.closing(recorder):  # what a run that fails last measured is what one wants to see
         result = trainer.run()
         scores = result.scores if result.scores is not None or not evaluates(config) else trainer.evaluate()
-    save(folder, result.tensors, dataclasses.asdict(result.state), merge=config.adapter.merge_experts)
+    save(folder, result.tensors, dataclasses.asdict(result.state), merge=config.training.merge_experts)
     predictions = {name: evaluator.outputs(engine, encoded[name], "predicting") for name in splits if name.startswith("test")}
     memory = float(distributed.all_reduce_max(torch.tensor(peak_memory_mib(device))))
     if world.rank == 0:

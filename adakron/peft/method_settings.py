@@ -36,6 +36,24 @@ NOT_AT_STAGE_3 = {"deft": "reads the shapes of weights that ZeRO-3 has partition
 ONLY_IN_FP32 = {"adamss": "multiplies tensors of its own, in float32, with the layer's input"}
 """Methods that train under some of the shipped JSONs only, with the reason."""
 
+VECTORS = {
+    "beft": ("beft_bias",),
+    "boft": ("boft_s",),
+    "dora": ("lora_magnitude_vector",),
+    "glora": ("X",),
+    "ia3": ("ia3_l",),
+    "lora": ("lora_magnitude_vector",),
+    # One vector for each basis.
+    "randlora": ("randlora_lambda", "randlora_gamma"),
+}
+"""Tensors of a method that scale or shift features, so are vectors, though PEFT gives them further dimensions."""
+
+TAKE_CONV1D = frozenset(
+    ("deft", "dora", "fourierft", "frod", "gralora", "hira", "ia3", "lora", "pvera", "randlora", "tinylora", "unilora", "vblora", "vera",
+     "waveft")
+)  # fmt: skip
+"""Methods that adapt Conv1D of transformers, the transposed linear layer of GPT-2, as well as Linear; PEFT does not say which do."""
+
 _REFUSED_SETTINGS = {
     "use_asa": "masks subspaces during training, by calls that this trainer does not make",
     "alora_invocation_tokens": "looks for tokens in the input before each pass",
@@ -76,9 +94,9 @@ def method_config(config: AdapterConfig) -> PeftConfig:
     if config.method not in available():
         near = difflib.get_close_matches(config.method, available(), n=1)
         raise ConfigError(
-            f"PEFT has no method {config.method!r}" + (f"; did you mean {near[0]}?" if near else "")
-            + f" It has {', '.join(available())} (set --method)"
-        )  # fmt: skip
+            f"PEFT has no method {config.method!r}; {f'did you mean {near[0]}? It' if near else 'it'} has {', '.join(available())}"
+            " (set --method)"
+        )
     settings = _settings(config)
     kind = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType[("lora" if config.method == "dora" else config.method).upper()]]
     problems = _setting_problems(config.method, kind, settings)

@@ -19,12 +19,13 @@ from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from adakron.backbone import NewParameters, is_inside
 from adakron.config import AdapterConfig
 from adakron.errors import ConfigError
 from adakron.models import frozen_at_random, head_to_train
-from adakron.peft.method_settings import method_config
+from adakron.peft.method_settings import TAKE_CONV1D, VECTORS, available, method_config
 from adakron.placement import some_of
 from adakron.trainable import AdaptedModelInfo
 
@@ -38,7 +39,7 @@ class Attached:
     """A backbone with a method of PEFT's.
 
     model: what trains, as PEFT wraps it. info: by names in `model`.
-    vectors: trained parameters that are vectors, whatever their number of dimensions; they get no weight decay.
+    vectors: trained parameters that are vectors in spite of their number of dimensions; they get no weight decay.
     kept: what the adapter holds and does not train, such as VeRA's projections, on the CPU; by name in the state dict.
     names: state dict name of every tensor of the adapter that trains -> its parameter's name (shared ones have several).
     """
@@ -96,7 +97,7 @@ def attach(
             f"method {config.method} with these settings changes the backbone itself ({some_of(changed, 2)}), so the saved adapter would"
             " not fit the original; choose another start of the adapters in --method_config"
         )
-    attached = _describe(wrapped, heads, before.keys())
+    attached = _describe(wrapped, heads, before.keys(), config.method)
     _check_saved(attached, config.method)
     cast_buffers(wrapped, before.keys(), dtype)
     return attached
@@ -115,7 +116,7 @@ def named_tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
     return [*model.named_parameters(), *model.named_buffers()]
 
 
-def _describe(model: PeftModel, heads: Sequence[str], backbone: Collection[int]) -> Attached:
+def _describe(model: PeftModel, heads: Sequence[str], backbone: Collection[int], method: str) -> Attached:
     """Let the head train, and sort what there is by what trains. backbone: identities of the tensors that were there before."""
     modules = tuple(NAME_PREFIX + head for head in heads)
     for module in modules:
@@ -134,7 +135,8 @@ def _describe(model: PeftModel, heads: Sequence[str], backbone: Collection[int])
     return Attached(
         model,
         info,
-        vectors=tuple(name for name, p in adapter.items() if sum(size > 1 for size in p.shape) < 2),
+        # Not by shape: a matrix of rank 1 is one still, and a comparison of ranks is not one of regularisation.
+        vectors=tuple(name for name in adapter if not {*name.split(".")}.isdisjoint(VECTORS.get(method, ()))),
         kept={key: t.detach().to("cpu", copy=True) for key, t in state.items() if id(t) not in first_names and id(t) not in backbone},
         names={key: first_names[id(t)] for key, t in state.items() if id(t) in first_names},
     )
@@ -161,22 +163,35 @@ def _check_saved(attached: Attached, method: str) -> None:
 
 
 def _refusal(model: PreTrainedModel, config: AdapterConfig, error: Exception) -> str:
-    if "specify `target_modules`" in str(error):
-        heads = head_to_train(model, config, NewParameters())
-        wanted = "norm" if config.method == "ln_tuning" else "linear"
-        endings = list(
-            dict.fromkeys(
-                name.rpartition(".")[2]
-                for name, module in model.named_modules()
-                if wanted in type(module).__name__.lower() and not is_inside(name, heads)
-            )
+    """What PEFT's error means for the user: it names types of layers, settings and Python attributes."""
+    unknown_model = "specify `target_modules`" in str(error)
+    wanted = "norm" if config.method == "ln_tuning" else "linear"
+    endings = _endings(model, config, wanted)
+    has_conv1d = any(isinstance(module, Conv1D) for module in model.modules())
+    if has_conv1d and config.method not in TAKE_CONV1D and ("Conv1D" in str(error) or (unknown_model and not endings)):
+        return (
+            f"method {config.method} of PEFT adapts no Conv1D layers, which this {type(model).__name__} has in place of linear ones; choose"
+            f" one that does ({', '.join(sorted(TAKE_CONV1D & {*available()}))}; set --method), or name other layers in --method_config"
         )
+    if unknown_model:
         return (
             f"PEFT knows no layers for method {config.method} in a {type(model).__name__}; name some in --method_config, such as"
             f' {{"target_modules": {json.dumps(endings[:1])}}}; its {wanted} layers are called {some_of(endings, 20)}'
         )
     reason = " ".join(str(error).split()) or type(error).__name__
     return f"PEFT refuses method {config.method} for this {type(model).__name__}: {reason} (set --method_config)"
+
+
+def _endings(model: PreTrainedModel, config: AdapterConfig, wanted: str) -> list[str]:
+    """How the layers outside the head are called that the method can adapt. wanted: part of their type's name."""
+    heads = head_to_train(model, config, NewParameters())
+    kinds = (wanted, "conv1d") if config.method in TAKE_CONV1D else (wanted,)
+    found = [
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if any(kind in type(module).__name__.lower() for kind in kinds) and not is_inside(name, heads)
+    ]
+    return list(dict.fromkeys(found))
 
 
 @contextmanager
@@ -187,6 +202,8 @@ def quiet_peft() -> Iterator[None]:
         warnings.filterwarnings("ignore", category=FutureWarning, message="`is_gradient_checkpointing` is deprecated")
         # BOFT without its CUDA kernel computes the same more slowly.
         warnings.filterwarnings("ignore", category=UserWarning, message="Failed to load the CUDA extension|Setting boft_n_butterfly_factor")
+        # PEFT sees by itself that a layer is a Conv1D, which holds its weight transposed, and says so.
+        warnings.filterwarnings("ignore", category=UserWarning, message="fan_in_fan_out is set to False but the target module is `Conv1D`")
         # LN tuning adapts norm layers, and warns that they are no linear ones.
         warnings.filterwarnings("ignore", category=UserWarning, message="Unsupported layer type .*Norm")
         yield

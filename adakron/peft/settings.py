@@ -15,8 +15,8 @@ from adakron.adapter_folder import FORMAT_VERSION
 from adakron.adapter_io import TASK_TYPES
 from adakron.backbone import head_modules
 from adakron.config import AdapterConfig
-from adakron.errors import ConfigError
-from adakron.fingerprint import BackboneFingerprint, backbone_differences
+from adakron.errors import CheckpointError, ConfigError
+from adakron.fingerprint import BackboneFingerprint, backbone_differences, take_fingerprint
 from adakron.models import sites_of
 from adakron.nn import AdaptedLayer, layer_width
 from adakron.peft.registration import type_of_method
@@ -33,8 +33,8 @@ class AdaKronConfig(PeftConfig):
     target_modules: as everywhere in PEFT, a regular expression of whole module names or a list of their endings; default: the
     architecture's layers (`adakron.placement`). modules_to_save: modules that train whole; default: the task head.
     seed: of the initial values, which are then those of `adakron.models.adapt`; default: drawn from PyTorch's global generator.
-    auto_class, model_options: what builds the head again; taken from the model where they are not given. backbone: what the adapter
-    was trained on, as a folder of ours says it.
+    auto_class, model_options: what builds the head again; taken from the model where they are not given. backbone: the
+    fingerprint of what the adapter was trained on; taken from the model where a new adapter has none.
     The settings from `method` on mean what they mean in `adakron.config.AdapterConfig`, and what is None is the method's own.
     Raises ConfigError on settings that AdapterConfig refuses, and on methods without adapters: PEFT has no place for them.
     """
@@ -53,7 +53,6 @@ class AdaKronConfig(PeftConfig):
     expert_scores: Literal["zeros", "random"] = AdapterConfig.expert_scores
     tune_expert_scores: bool = AdapterConfig.tune_expert_scores
     inference_level: Literal[0, 1, 3] = AdapterConfig.inference_level
-    merge_experts: bool = AdapterConfig.merge_experts
     adapter_init: Literal["normal", "identity"] = AdapterConfig.adapter_init
     init_std: float = AdapterConfig.init_std
     head_modules: str | None = None
@@ -67,6 +66,9 @@ class AdaKronConfig(PeftConfig):
     format_version: int = FORMAT_VERSION
     backbone: dict[str, Any] | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+
+    # Whether `backbone` is that of the model that got these settings last. No field: PEFT saves those.
+    _is_taken = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -103,8 +105,8 @@ class AdaKronConfig(PeftConfig):
             raise ConfigError(f"this {type(model).__name__} has adapters that PEFT did not make; load the backbone anew")
         wrappers = [f"{name}." for name, module in model.named_modules() if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper))]
         names = [name for name, _ in model.named_modules() if name and not name.startswith(tuple(wrappers))]
-        if self.backbone is not None and isinstance(model, PreTrainedModel):
-            self._check_backbone(model, wrapped=bool(wrappers))
+        if isinstance(model, PreTrainedModel):
+            self._take_or_compare(model)
         if self.modules_to_save is None and self.head_modules:
             self.modules_to_save = [name.strip() for name in self.head_modules.split(",")]
         if self.modules_to_save is not None:
@@ -121,17 +123,17 @@ class AdaKronConfig(PeftConfig):
         if not self.model_options and self.auto_class in ("AutoModelForSequenceClassification", "AutoModelForTokenClassification"):
             self.model_options = _label_options(model)
 
-    def _check_backbone(self, model: PreTrainedModel, *, wrapped: bool) -> None:
-        """ConfigError where the adapter was trained on another backbone than this one, or than the adapters that are there."""
-        mine: Any = self.backbone
-        if not wrapped:
-            found = backbone_differences(BackboneFingerprint.from_dict(mine), model, loaded_over=self.modules_to_save or ())
-        else:
-            # PEFT has renamed the weights by now; the first adapter was compared with them.
-            there: Any = model.peft_config
-            others = [config.backbone for config in there.values() if config is not self and config.backbone is not None]
-            same = all(other["weights"] == mine["weights"] for other in others)
-            found = [] if same else ["weights: not those of the adapter that is there"]
+    def _take_or_compare(self, model: PreTrainedModel) -> None:
+        """The fingerprint: of a new adapter taken from this model, of a saved one compared; ConfigError where it is another backbone's.
+
+        It stays None for an adapter that was saved without one, and where the model's values are not at hand.
+        """
+        if self.backbone is None or self._is_taken:
+            # In inference mode, this may be any model; what the adapter was trained on is not known.
+            if not self.inference_mode:
+                self.backbone, self._is_taken = _fingerprint(model), True
+            return
+        found = backbone_differences(BackboneFingerprint.from_dict(self.backbone), model, loaded_over=self.modules_to_save or ())
         if found:
             raise ConfigError(
                 f"the adapter was trained on another backbone ({self.base_model_name_or_path}) than this {type(model).__name__}:"
@@ -165,6 +167,14 @@ class AdaKronConfig(PeftConfig):
             self.target_pattern = "|".join(map(re.escape, sites))
             self.position = self.exclude_modules = self.layers = None
         self.target_modules = sites
+
+
+def _fingerprint(model: PreTrainedModel) -> dict[str, Any] | None:
+    try:
+        return take_fingerprint(model).to_dict()
+    except CheckpointError:
+        # On the meta device, or taken apart by ZeRO stage 3: training is possible all the same.
+        return None
 
 
 def _auto_class(model: PreTrainedModel, task_type: str | None) -> str | None:

@@ -17,8 +17,8 @@ from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from adakron.errors import ConfigError
-from adakron.models import adapter_options
-from adakron.nn import PROJECTIONS, BottleneckAdapter, layer_width
+from adakron.models import new_adapter
+from adakron.nn import PROJECTIONS, BottleneckAdapter
 from adakron.nn.adapter import layer_sizes
 
 _BASE = "__base__"  # PEFT's name, in adapter_names, for no adapter
@@ -173,16 +173,7 @@ class AdaKronModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        weight: Any = target.weight
-        adapter = BottleneckAdapter(
-            layer_width(target),
-            peft_config.bottleneck_dim,
-            **adapter_options(peft_config.adapter),
-            device=weight.device,
-            # A quantised weight is an integer tensor; its layer's output has the dtype of the rest of the model.
-            dtype=weight.dtype if weight.is_floating_point() else self.model.dtype,
-            generator=self._generator,
-        )
+        adapter = new_adapter(target, peft_config.adapter, self.model.dtype, self._generator)
         if isinstance(target, AdaKronLayer):
             target.update_layer(adapter_name, adapter, inference_mode=peft_config.inference_mode)
             return

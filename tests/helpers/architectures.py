@@ -98,6 +98,18 @@ WITHOUT_CHECKPOINTING = ("albert", "mpnet")
 WITHOUT_BIASES = ("modernbert", "llama", "mistral", "qwen3", "gemma", "gemma2", "t5", "mt5")
 """Model types that have no bias outside their head, so that bitfit has nothing to train."""
 
+KEY_BIASES = dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert", "electra"), "attention.self.key.bias") | {
+    "albert": "attention.key.bias",
+    "bart": "attn.k_proj.bias",
+    "deberta-v2": "attention.self.pos_key_proj.bias",
+    "distilbert": "attention.k_lin.bias",
+    "mpnet": "attention.attn.k.bias",
+    "opt": "attn.k_proj.bias",
+}
+"""Model type -> how the biases end whose gradient is zero: one adds the same to a query's scores of all keys, and softmax takes only
+their differences. Rotary positions turn it, and DeBERTa multiplies its other key bias with positions; GPT-2's is part of a longer one.
+"""
+
 
 def language_model_class(model_type: str) -> str:
     """The Auto class of the architecture's language model."""

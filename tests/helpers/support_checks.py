@@ -5,122 +5,44 @@ every check that applies; `tests/helpers/support_matrix.py` makes a table of the
 """
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from adakron.adapter_io import load_into, save_adapter
-from adakron.config import AdapterConfig
-from adakron.errors import ConfigError
-from adakron.methods import METHODS
+from adakron.errors import CheckpointError, ConfigError
+from adakron.fingerprint import take_fingerprint
 from adakron.models import adapt, adapter_buffers, checkpoint_activations, expected_adapter_parameters, route_experts
-from adakron.nn import AdaptedLayer, Router
-from adakron.trainable import AdaptedModelInfo, assert_trainable, parameter_report
+from adakron.nn import AdaptedLayer
+from adakron.trainable import assert_trainable, parameter_report
+from tests.helpers.adapted_models import (
+    CLASSIFIER,
+    WIDTH,
+    Settings,
+    adapted,
+    config_of,
+    disturb,
+    expected_sites,
+    gradients,
+    has_adapters,
+    last_norm,
+    logits,
+    plain,
+    position_of,
+    switch,
+)
 from tests.helpers.architectures import (
     DECODERS,
     ENCODER_DECODERS,
     FLAT_FFN,
-    PLACES,
+    KEY_BIASES,
     WITHOUT_BIASES,
     WITHOUT_CHECKPOINTING,
     language_model_class,
     tiny_batch,
-    tiny_model,
 )
-
-WIDTH, LAYERS = 32, 2
-CLASSIFIER = "AutoModelForSequenceClassification"
-Settings = Mapping[str, Any]
-
-
-def expected_sites(model_type: str, position: str) -> list[str]:
-    """The adapted layers of the two-layer classifier, in model order."""
-    sites = []
-    for stack, attention, ffn in PLACES[model_type]:
-        places = {"ffn": [ffn], "attention": [attention], "both": [attention, ffn]}[position]
-        numbers = range(LAYERS) if "N" in stack else [0]
-        sites += [f"{stack.replace('N', str(n))}.{place}" for n in numbers for place in places]
-    return sites
-
-
-def config_of(settings: Settings) -> AdapterConfig:
-    """Resolved settings of small adapters."""
-    return AdapterConfig(**({"bottleneck_dim": 8} | dict(settings))).resolved()
-
-
-def position_of(settings: Settings) -> str:
-    """Where the method's adapters stand."""
-    return str(settings.get("position") or METHODS[settings.get("method", "adakron")].position)
-
-
-def has_adapters(settings: Settings) -> bool:
-    """Whether the method puts adapters into the backbone."""
-    return METHODS[settings.get("method", "adakron")].trains == "adapters"
-
-
-def adapted(model_type: str, settings: Settings, *, auto_class: str = CLASSIFIER) -> tuple[PreTrainedModel, AdaptedModelInfo]:
-    """A tiny model with the method's adapters, in evaluation mode."""
-    model = plain(model_type, auto_class=auto_class)
-    return model, adapt(model, config_of(settings), seed=1)
-
-
-def plain(model_type: str, *, auto_class: str = CLASSIFIER) -> PreTrainedModel:
-    """The tiny model itself, with weights that keep activations near 1 as in a trained model.
-
-    Most architectures start at a standard deviation of 0.02. In 32 dimensions activations would shrink to 0.01, and what an
-    adapter makes of them, which is quadratic, to the rounding error of float32.
-    """
-    model = tiny_model(model_type, auto_class=auto_class)
-    generator = torch.Generator().manual_seed(7)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(0.0, WIDTH**-0.5, generator=generator)
-    return model
-
-
-def forward(model: PreTrainedModel) -> Tensor:
-    """Logits (3, 3) of a batch with padding."""
-    result: Tensor = model(**tiny_batch()).logits
-    return result
-
-
-@torch.no_grad()
-def logits(model: PreTrainedModel) -> Tensor:
-    """The same without a gradient: torch's fused attention takes another way, bits apart, where T5's position bias trains."""
-    return forward(model)
-
-
-def switch(model: PreTrainedModel, enabled: bool) -> None:
-    """Turn all adapters on or off."""
-    for module in model.modules():
-        if isinstance(module, AdaptedLayer):
-            module.enabled = enabled
-
-
-def gradients(model: PreTrainedModel, router: Router | None = None) -> dict[str, Tensor]:
-    """Of the sum of squared logits, by parameter name; parameters that collect none are left out.
-
-    router: goes on to the next pass before the backward pass, as it does in a consistency loss.
-    """
-    model.zero_grad()
-    loss = forward(model).square().sum()
-    if router is not None:
-        router.training_pass(0, 0, 1)
-    loss.backward()
-    return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
-
-
-def disturb(model: PreTrainedModel) -> None:
-    """Move every parameter that trains, as training does."""
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(torch.empty_like(parameter).normal_(0.0, 0.1, generator=generator))
 
 
 def check_sites(model_type: str, settings: Settings) -> None:
@@ -162,15 +84,18 @@ def check_identity(model_type: str, settings: Settings) -> None:
 
 
 def check_gradient(model_type: str, settings: Settings) -> None:
-    """The gradient reaches every tensor of adapters and head, and nothing that is frozen."""
+    """The gradient reaches every tensor of adapters, head and what else is tuned (but biases of attention keys), and nothing frozen."""
     model, info = adapted(model_type, {**settings, "init_std": 0.3} if has_adapters(settings) else settings)
     found = gradients(model)
     heads = [name for name, _ in model.named_parameters() if name.startswith(tuple(f"{head}." for head in info.head_modules))]
     reached = {*info.adapter_parameters, *heads}
     silent = [name for name in reached if name not in found or not found[name].any()]
     assert reached and not silent, f"no gradient reaches {silent}"
-    if info.tuned_parameters:
-        assert any(found[name].any() for name in info.tuned_parameters if name in found)
+    sizes = {name: float(found[name].abs().max()) if name in found else 0.0 for name in info.tuned_parameters}
+    # Rounding alone is 1e-7 of the largest, the smallest true gradient 1e-3.
+    silent = [name for name, size in sizes.items() if size < 1e-5 * max(sizes.values())]
+    expected = [name for name in sizes if model_type in KEY_BIASES and name.endswith(KEY_BIASES[model_type])]
+    assert silent == expected, f"no gradient reaches {silent}"
     leaked = {*found} - reached - {*info.tuned_parameters}
     assert not leaked, f"frozen, but with a gradient: {leaked}"
 
@@ -187,24 +112,47 @@ def check_disabling(model_type: str, settings: Settings) -> None:
 
 
 def check_saving(model_type: str, settings: Settings) -> None:
-    """A saved folder, loaded into a fresh backbone, gives the same logits, bit for bit."""
-    model, info = adapted(model_type, settings)
-    before = logits(model)
-    disturb(model)
-    tensors = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad} | adapter_buffers(model, info)
-    fresh = plain(model_type)
-    with tempfile.TemporaryDirectory() as folder:
-        save_adapter(
-            folder,
-            tensors=tensors,
-            adapter=config_of(settings),
-            info=info,
-            base_model="tiny",
-            auto_class=CLASSIFIER,
-            model_options={"num_labels": 3, "id2label": {n: f"label {n}" for n in range(3)}},
-        )
-        assert load_into(fresh, folder) == info
-    assert torch.equal(logits(fresh), logits(model)) and not torch.equal(logits(fresh), before)
+    """A saved folder, with the default head or a wider one, gives the same logits in a fresh backbone, bit for bit, and none in another."""
+    head = adapted(model_type, settings)[1].head_modules
+    for heads in (head, (*head, last_norm(model_type, head))):
+        model = plain(model_type)
+        fingerprint = take_fingerprint(model)
+        adapter = config_of({**settings, "head_modules": None if heads == head else ",".join(heads)})
+        info = adapt(model, adapter, seed=1)
+        assert info.head_modules == heads
+        before = logits(model)
+        disturb(model)
+        tensors = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad} | adapter_buffers(model, info)
+        with tempfile.TemporaryDirectory() as folder:
+            save_adapter(
+                folder,
+                tensors=tensors,
+                adapter=adapter,
+                info=info,
+                base_model="tiny",
+                auto_class=CLASSIFIER,
+                model_options={"num_labels": 3, "id2label": {n: f"label {n}" for n in range(3)}},
+                backbone=fingerprint,
+            )
+            fresh = plain(model_type)
+            assert load_into(fresh, folder) == info
+            assert torch.equal(logits(fresh), logits(model)) and not torch.equal(logits(fresh), before)
+            refuses_another_backbone(model_type, folder, settings)
+
+
+def refuses_another_backbone(model_type: str, folder: str, settings: Settings) -> None:
+    """A backbone of the same shape whose matrices are others is refused, unless the folder brings them itself."""
+    other = plain(model_type)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            if parameter.dim() > 1:
+                parameter.add_(0.1)
+    try:
+        load_into(other, folder)
+    except CheckpointError as error:
+        assert "was trained on another backbone" in str(error) and settings.get("method") != "full", error
+        return
+    assert settings.get("method") == "full", "another backbone is accepted"
 
 
 def check_checkpointing(model_type: str, settings: Settings) -> None:

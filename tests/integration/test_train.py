@@ -8,6 +8,7 @@ import pytest
 from safetensors.numpy import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from adakron.config import AdapterConfig
 from tests.helpers import tiny
 from tests.helpers.launch import BIN, ROOT, Finished, deepspeed, free_port, logged, python, results, run
 from tests.helpers.saved_runs import write_run
@@ -18,9 +19,11 @@ STEPS = 4  # 50 examples in global batches of 16
 
 
 def arguments(model: Path, data: Path, folder: Path, *more: str) -> list[str]:
+    method = more[more.index("--method") + 1] if "--method" in more else "adakron"
+    width = () if "bottleneck_dim" in AdapterConfig(method=method).idle else ("--bottleneck_dim", "8")
     return [
         "--model_name_or_path", str(model), "--task_name", "sst2", "--data_dir", str(data), "--output_dir", str(folder),
-        "--num_train_epochs", "1", "--logging_steps", "1", "--bottleneck_dim", "8", *more,
+        "--num_train_epochs", "1", "--logging_steps", "1", *width, *more,
     ]  # fmt: skip
 
 

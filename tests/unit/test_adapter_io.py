@@ -199,6 +199,17 @@ def test_a_failed_write_leaves_the_old_files(tmp_path: Path, monkeypatch: pytest
         assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == old
 
 
+def test_a_setting_that_went_to_the_run_may_still_be_there(tmp_path: Path) -> None:
+    model = make(tmp_path)
+    path = tmp_path / "adapter_config.json"
+    content = json.loads(path.read_text())
+    assert "merge_experts" not in content
+    path.write_text(json.dumps(content | {"merge_experts": False}))
+    fresh = tiny_model("bert")
+    load_into(fresh, tmp_path)
+    assert torch.equal(fresh(**tiny_batch()).logits, model(**tiny_batch()).logits)
+
+
 def test_unreadable_folders(tmp_path: Path) -> None:
     config, weights = tmp_path / "adapter_config.json", tmp_path / "adapter_model.safetensors"
     with pytest.raises(CheckpointError, match=r"not an adapter folder: it has no adapter_config.json"):

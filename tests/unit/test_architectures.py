@@ -3,8 +3,9 @@
 import pytest
 
 from adakron.placement import PLACEMENT, find_sites
+from tests.helpers.adapted_models import expected_sites, plain
 from tests.helpers.architectures import PLACES
-from tests.helpers.support_checks import CHECKS, applicable, expected_sites, plain
+from tests.helpers.support_checks import CHECKS, applicable
 from tests.helpers.support_matrix import CELLS, FILE, METHODS, render
 
 CASES = [

@@ -15,6 +15,7 @@ from adakron.models import (
     checkpoint_activations,
     expected_adapter_parameters,
     is_random_in_training,
+    new_adapter,
     route_experts,
     set_inference_level,
 )
@@ -48,6 +49,17 @@ every_architecture = pytest.mark.parametrize("model_type", SITES)
 
 def logits(model: PreTrainedModel) -> torch.Tensor:
     return model(**tiny_batch()).logits
+
+
+def test_an_adapter_behind_a_quantised_layer_has_the_models_dtype() -> None:
+    layer = nn.Linear(6, 8).to(torch.bfloat16)
+    generators = [torch.Generator().manual_seed(2) for _ in range(2)]
+    plain = new_adapter(layer, CONFIG.resolved(), torch.float16, generators[0])
+    layer.weight = nn.Parameter(torch.zeros(24, 1, dtype=torch.uint8), requires_grad=False)
+    packed = new_adapter(layer, CONFIG.resolved(), torch.float16, generators[1])
+    assert {p.dtype for p in plain.parameters()} == {torch.bfloat16} and {p.dtype for p in packed.parameters()} == {torch.float16}
+    assert plain.up.weight.shape == (8, 8)
+    torch.testing.assert_close(plain.up.weight.float(), packed.up.weight.float(), rtol=2**-8, atol=1e-6)
 
 
 @every_architecture

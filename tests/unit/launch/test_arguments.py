@@ -2,7 +2,7 @@ import shlex
 
 import pytest
 
-from adakron.config import AdapterConfig
+from adakron.config import AdapterConfig, RunConfig
 from adakron.errors import ConfigError
 from launch.arguments import parse_train
 
@@ -77,6 +77,9 @@ def test_launcher_flags_are_accepted():
         ("--inference_level 4 --num_experts 2", "inference_level"),
         ("--tune_expert_scores", "there is one expert, so it would do nothing"),
         ("--merge_experts", "there is one expert, so it would do nothing"),
+        ("--method lora --merge_experts", "there is one expert, so it would do nothing"),
+        ("--method madakron --merge_experts --inference_level 0", "with inference_level 0 .* random ones; set --inference_level 3"),
+        ("--num_experts 2 --merge_experts --inference_level 1", "with inference_level 1 .* random ones; set --inference_level 3"),
         ("--method madakron --experts_in down", "experts_in names down; madakron has down_a, down_b, up"),
         ("--num_experts 2 --experts_in=", "no projection has experts"),
         ("--method madakron --experts_in down_a,up,down_a", r"name a projection once \(set --experts_in down_a,up\)"),
@@ -96,6 +99,16 @@ def test_launcher_flags_are_accepted():
 def test_a_bad_argument_is_one_clear_error(arguments, said):
     with pytest.raises(ConfigError, match=said):
         parse_train(shlex.split(arguments))
+
+
+def test_merging_is_a_matter_of_the_run_and_older_records_are_read():
+    config = parse_train(["--method", "madakron", "--merge_experts"])
+    assert config.training.merge_experts and "merge_experts" not in config.to_dict()["adapter"]
+    record = config.to_dict()
+    assert RunConfig.from_dict(record) == config
+    del record["training"]["merge_experts"]
+    record["adapter"] |= {"merge_experts": True, "inference_level": 0}
+    assert RunConfig.from_dict(record).adapter.inference_level == 0
 
 
 def test_problems_of_several_groups_are_reported_together():

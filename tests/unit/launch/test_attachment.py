@@ -6,14 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from adakron import models
-from adakron.config import AdapterConfig
+from adakron import adapter_folder, backbone, models
+from adakron.config import AdapterConfig, ModelConfig
 from adakron.engine.ds_config import DeepSpeedSettings
 from adakron.errors import CheckpointError, ConfigError
 from launch import attachment
 from launch.arguments import parse_train, read_method_config
-from tests.helpers.architectures import tiny_model
+from tests.helpers.architectures import tiny_batch, tiny_model
 from tests.helpers.launch import ROOT
+from tests.helpers.tiny import save_tiny_bert
 
 PLAIN = DeepSpeedSettings(config={}, stage=2, precision="bf16")
 
@@ -67,6 +68,33 @@ def test_without_peft_its_methods_are_refused_and_ours_are_not(monkeypatch):
         attachment.check_method(AdapterConfig(method="lora"), PLAIN)
     with pytest.raises(ConfigError, match="is not installed"):
         attachment.read_head(Path("anywhere"), AdapterConfig(method="lora"))
+
+
+@pytest.mark.parametrize("method", ["madakron", "lora"])
+def test_what_a_run_writes_it_reads_again(method, tmp_path):
+    if method == "lora":
+        pytest.importorskip("peft")
+    config = ModelConfig(model_name_or_path=str(save_tiny_bert(tmp_path / "base")))
+    options = {"num_labels": 2, "id2label": {0: "no", 1: "yes"}, "label2id": {"no": 0, "yes": 1}}
+    auto_class = "AutoModelForSequenceClassification"
+
+    def load():
+        return backbone.load_backbone(config, auto_class=auto_class, options=options, seed=1)
+
+    adapter = AdapterConfig(method=method, bottleneck_dim=8).resolved() if method == "madakron" else AdapterConfig(method=method)
+    attached = attachment.attach(load(), adapter, 3, torch.float32)
+    tensors = {name: p.detach().add_(0.1) for name, p in attached.model.named_parameters() if p.requires_grad}
+    attached.folder.write(tmp_path / "run", tensors, auto_class=auto_class, model_options=options)
+    assert attachment.read_head(tmp_path / "run", adapter) == (auto_class, options)
+    loaded = attachment.load(load(), tmp_path / "run", adapter, torch.float32, allow_other_backbone=False)
+    batch = tiny_batch()
+    batch["input_ids"] %= 20
+    with torch.no_grad():
+        assert torch.equal(loaded.eval()(**batch).logits, attached.model.eval()(**batch).logits)
+    if method == "madakron":
+        attached.folder.write(tmp_path / "merged", tensors, auto_class=auto_class, model_options=options, merge=True)
+        assert adapter_folder.read_adapter_config(tmp_path / "merged").adapter.num_experts == 1
+        assert adapter_folder.read_adapter_config(tmp_path / "run").adapter.num_experts == 4
 
 
 def test_our_own_methods_do_not_import_peft():

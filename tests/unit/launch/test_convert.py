@@ -109,17 +109,14 @@ def test_merge_an_imported_mixture(tmp_path: Path, base: Path, capsys: pytest.Ca
 
 @pytest.mark.parametrize("inside_a_run", [False, True])
 def test_merge_keeps_the_run(tmp_path: Path, base: Path, inside_a_run: bool) -> None:
-    run, adapter = (
-        tmp_path / "run",
-        AdapterConfig(method="adamix", bottleneck_dim=8, num_experts=3, expert_scores="random", merge_experts=True),
-    )
+    run, adapter = tmp_path / "run", AdapterConfig(method="adamix", bottleneck_dim=8, num_experts=3, expert_scores="random")
     source = run / "checkpoint-4" if inside_a_run else run
     convert_main("import", checkpoint(tmp_path, ADAMIX), "--model_name_or_path", base, "--output_dir", source)
     config = RunConfig(
         model=ModelConfig(model_name_or_path=str(base)),
         adapter=adapter.resolved(),
         data=DataConfig(),
-        training=TrainingConfig(),
+        training=TrainingConfig(merge_experts=True),
         deepspeed="x",
     )
     run_folder.write_json(run / run_folder.RUN_FILE, {"config": config.to_dict(), "precision": "fp32", "command": ["a"]})
@@ -128,7 +125,7 @@ def test_merge_keeps_the_run(tmp_path: Path, base: Path, inside_a_run: bool) -> 
     record = json.loads((tmp_path / "merged" / run_folder.RUN_FILE).read_text())
     merged = RunConfig.from_dict(record["config"])
     assert merged.adapter == adapter_folder.read_adapter_config(tmp_path / "merged").adapter
-    assert (merged.adapter.num_experts, merged.adapter.merge_experts, merged.model) == (1, False, config.model)
+    assert (merged.adapter.num_experts, merged.training.merge_experts, merged.model) == (1, False, config.model)
     assert record["merged_from"] == str(source) and record["precision"] == "fp32"
     assert not (tmp_path / "merged" / run_folder.STATE_FILE).exists()
 

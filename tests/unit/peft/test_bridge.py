@@ -85,11 +85,20 @@ def test_every_architecture_and_both_ways(model_type, base, tmp_path):
     tiny_model(model_type).save_pretrained(tmp_path / "base")  # PEFT compares vocabularies when it saves
     model = PeftModel.from_pretrained(tiny_model(model_type), tmp_path / "ours")
     assert torch.equal(logits(model.eval()), expected)
+    assert take_fingerprint(model.get_base_model()) == take_fingerprint(tiny_model(model_type))
     model.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
     model.save_pretrained(tmp_path / "theirs")
     again = tiny_model(model_type)
     adapter_io.load_into(again, tmp_path / "theirs")
     assert torch.equal(logits(again.eval()), expected)
+
+
+def test_a_setting_that_went_to_the_run_is_ignored(base, tmp_path):
+    expected = write(tmp_path, base)
+    edit(tmp_path, merge_experts=False)
+    with pytest.warns(UserWarning, match=r"Unexpected keyword arguments \['merge_experts'\] for class AdaKronConfig, these are ignored"):
+        model = PeftModel.from_pretrained(tiny_model("bert"), tmp_path)
+    assert torch.equal(logits(model.eval()), expected)
 
 
 def test_nothing_of_a_folder_is_lost_in_peft(base, tmp_path):
@@ -331,21 +340,66 @@ def test_a_backbone_of_another_depth_is_refused(base, tmp_path):
         PeftModel.from_pretrained(tiny_model("bert", **shallow), tmp_path)
 
 
-def test_another_backbone_is_refused_also_beside_another_adapter(base, tmp_path):
-    write(tmp_path / "one", base)
-    write(tmp_path / "two", base)
-    other = tiny_model("bert")
+def edit(folder: Path, **values: Any) -> None:
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def other_bert() -> Any:
+    other: Any = tiny_model("bert")
     with torch.no_grad():
         other.bert.embeddings.word_embeddings.weight.add_(1.0)
+    return other
+
+
+@pytest.mark.parametrize("first_has_fingerprint", [True, False])
+def test_another_backbone_is_refused_also_beside_another_adapter(first_has_fingerprint, base, tmp_path):
+    write(tmp_path / "one", base)
+    write(tmp_path / "two", base)
     with pytest.raises(ConfigError, match=r"trained on another backbone .*word_embeddings"):
-        PeftModel.from_pretrained(other, tmp_path / "one")
-    path = tmp_path / "two" / "adapter_config.json"
-    content = json.loads(path.read_text())
-    content["backbone"]["weights"][0]["sha256"] = "0" * 64
-    path.write_text(json.dumps(content))
+        PeftModel.from_pretrained(other_bert(), tmp_path / "one")
+    edit(tmp_path / "two", backbone=take_fingerprint(other_bert()).to_dict())
+    if not first_has_fingerprint:
+        edit(tmp_path / "one", backbone=None)
     model = PeftModel.from_pretrained(tiny_model("bert"), tmp_path / "one")
-    with pytest.raises(ConfigError, match="not those of the adapter that is there"):
+    with pytest.raises(ConfigError, match=r"trained on another backbone .*word_embeddings"):
         model.load_adapter(tmp_path / "two", adapter_name="two")
+
+
+@pytest.mark.parametrize("heads", ["classifier", "classifier,bert.embeddings,bert.encoder.layer.1.output.LayerNorm"])
+def test_a_second_adapter_is_compared_within_the_precision_of_its_training(heads, base, tmp_path):
+    one, two = write(tmp_path / "one", base, head_modules=heads), write(tmp_path / "two", base, seed=2)
+    edit(tmp_path / "two", backbone=take_fingerprint(tiny_model("bert").to(torch.bfloat16)).to_dict())
+    model = PeftModel.from_pretrained(tiny_model("bert"), tmp_path / "one", adapter_name="one").eval()
+    model.load_adapter(tmp_path / "two", adapter_name="two")
+    for name, expected in (("one", one), ("two", two)):
+        model.set_adapter(name)
+        assert torch.equal(logits(model.eval()), expected)
+
+
+def test_what_peft_trains_carries_a_fingerprint(base, tmp_path):
+    settings = config(seed=1)
+    for make in (lambda: other_bert(), lambda: tiny_model("bert")):  # the same settings twice
+        model = get_peft_model(make(), settings)
+        model.add_adapter("second", config(seed=2))
+    for name in ("default", "second"):
+        model.peft_config[name].base_model_name_or_path = str(base)
+    model.save_pretrained(tmp_path)
+    for folder in (tmp_path, tmp_path / "second"):
+        assert adapter_folder.read_adapter_config(folder).backbone == take_fingerprint(tiny_model("bert"))
+        adapter_io.load_into(tiny_model("bert"), folder)
+        with pytest.raises(CheckpointError, match=r"trained on another backbone .*word_embeddings"):
+            adapter_io.load_into(other_bert(), folder)
+
+
+def test_a_fingerprint_is_not_made_up(base, tmp_path):
+    write(tmp_path / "ours", base)
+    edit(tmp_path / "ours", backbone=None)
+    PeftModel.from_pretrained(other_bert(), tmp_path / "ours").save_pretrained(tmp_path / "theirs")
+    assert adapter_folder.read_adapter_config(tmp_path / "theirs").backbone is None
+    with torch.device("meta"):
+        model = tiny_model("bert")
+    assert get_peft_model(model, config()).peft_config["default"].backbone is None
 
 
 def test_adapter_names_that_files_cannot_keep_are_refused():

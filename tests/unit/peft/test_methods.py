@@ -20,7 +20,7 @@ from adakron.config import AdapterConfig
 from adakron.errors import CheckpointError, ConfigError
 from adakron.fingerprint import take_fingerprint
 from adakron.peft import folders
-from adakron.peft.method_settings import REFUSED, available, check_run, method_config
+from adakron.peft.method_settings import REFUSED, TAKE_CONV1D, available, check_run, method_config
 from adakron.peft.methods import Attached, attach, quiet_peft
 from tests.helpers.architectures import tiny_batch, tiny_model
 from tests.helpers.peft_worker import SETTINGS
@@ -184,6 +184,40 @@ def test_vectors_are_not_decayed():
     assert len(plain["params"]) == len(attached.info.adapter_parameters) + 1
 
 
+def decayed(config: AdapterConfig) -> set[str]:
+    attached = attach(tiny_model("bert"), config, seed=0)
+    names = {id(p): name for name, p in trained(attached).items()}
+    groups = trainable.trainable_groups(attached.model, 0.1, attached.vectors)
+    return {names[id(p)] for group in groups if group["weight_decay"] for p in group["params"]} - {"base_model.model.classifier.weight"}
+
+
+# AdaMSS splits its rank among subspaces, so that another one has other tensors; HRA takes even ranks only.
+@pytest.mark.parametrize(
+    "method", [name for name in available() if hasattr(method_config(adapter(name)), "r") if name not in ("adamss", "hra")]
+)
+def test_the_rank_does_not_decide_what_is_decayed(method):
+    beside = {"gralora": {"gralora_k": 1}, "oft": {"oft_block_size": 0}}.get(method, {})
+    assert decayed(adapter(method, r=1, **beside)) == decayed(adapter(method, r=2, **beside))
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("beft", {}),
+        ("boft", {}),
+        ("dora", {"r": 1}),
+        ("glora", {"config_A_B": "vector", "config_C": "vector", "config_D_E": "vector"}),
+        ("ia3", {}),
+        ("randlora", {"r": 2}),
+        ("vera", {}),
+    ],
+)
+def test_scales_and_shifts_are_vectors_in_any_shape(method, settings):
+    rotations_and_factors = ("boft_R", "lora_A", "lora_B")
+    found = decayed(adapter(method, **settings))
+    assert all(any(part in rotations_and_factors for part in name.split(".")) for name in found)
+
+
 def test_gradient_checkpointing_gives_the_same_gradients():
     gradients = []
     for checkpointing in (False, True):
@@ -207,6 +241,7 @@ def test_what_would_half_work_is_refused_with_the_reason(method):
     ("method", "settings", "message"),
     [
         ("loraa", None, r"PEFT has no method 'loraa'; did you mean lora\? It has .*lora"),
+        ("xyzzyx", None, r"PEFT has no method 'xyzzyx'; it has .*lora.* \(set --method\)"),
         ("lora", "[1]", "must be a JSON object"),
         ("lora", "{r}", "method_config is not a JSON object"),
         ("lora", {"rank": 4, "alpha": 1}, "method_config has rank, alpha; the settings of lora are .*lora_alpha.* r, "),
@@ -244,6 +279,34 @@ def test_settings_that_do_not_fit_the_model_are_refused(method, settings, messag
     text = None if settings is None else json.dumps(settings)
     with pytest.raises(ConfigError, match=message):
         attach(tiny_model("bert"), AdapterConfig(method=method, method_config=text), seed=0)
+
+
+@pytest.mark.parametrize("method", available())
+def test_conv1d_layers_are_adapted_or_refused_with_the_reason(method, tmp_path):
+    model = tiny_model("gpt2")
+    takes = method in TAKE_CONV1D or method in ("ln_tuning", "trainable_tokens")  # which adapt other layers
+    config = adapter(method, **({"target_modules": ["ln_1"]} if method == "ln_tuning" else {}))
+    if not takes:
+        for settings in ({}, {"target_modules": ["c_attn"]}):
+            with pytest.raises(ConfigError, match=f"method {method} of PEFT adapts no Conv1D layers, .*GPT2ForSeq.*choose one.*lora"):
+                attach(tiny_model("gpt2"), adapter(method, **settings), seed=0)
+        return
+    attached = attach(model, config, seed=0)
+    losses = train(attached)
+    assert losses[-1] < losses[0]
+    write(tmp_path, attached)
+    torch.manual_seed(99)
+    expected = logits(attached.model)
+    assert torch.equal(logits(folders.load(tiny_model("gpt2"), tmp_path)), expected)
+
+
+def test_layers_to_name_are_those_that_the_method_can_adapt(monkeypatch):
+    model = tiny_model("gpt2")
+    monkeypatch.setattr(type(model.config), "model_type", "unheard-of")
+    with pytest.raises(ConfigError, match=r'\{"target_modules": \["c_attn"\]\}.* called c_attn, c_proj, c_fc$'):
+        attach(model, adapter("lora"), seed=0)
+    with pytest.raises(ConfigError, match="method trainable_tokens of PEFT adapts no Conv1D layers"):
+        attach(model, adapter("trainable_tokens", target_modules=["c_attn"]), seed=0)
 
 
 def test_what_deepspeed_and_a_method_do_not_do_together_is_refused():
