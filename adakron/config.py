@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from adakron.methods import METHODS, Method
+from adakron.methods import METHODS, PROJECTIONS, Method
 from adakron.settings import Settings, flag, negative_problems, positive_problems
 
 
@@ -158,7 +158,7 @@ class AdapterConfig(Settings):
         if experts > 1:
             if not self.has_adapters:
                 return [f"num_experts is {experts}, but method {self.method} has no adapters; use --method madakron, or drop --num_experts"]
-            known = ("down_a", "down_b", "up") if self.bottleneck == "kronecker" else ("down", "up")
+            known = PROJECTIONS[self.bottleneck]
             names = self.expert_projections if self.experts_in is not None or preset is None else preset.experts_in
             unknown = [name for name in names if name not in known]
             if unknown:

@@ -25,6 +25,9 @@ class Method:
     experts_in: tuple[str, ...] = ()
 
 
+PROJECTIONS: dict[str, tuple[str, ...]] = {"kronecker": ("down_a", "down_b", "up"), "plain": ("down", "up")}
+"""Bottleneck -> the names of its projections, the one up last; a name's index here is its slot for the router."""
+
 METHODS = {
     "adakron": Method(experts_in=("down_a", "down_b")),
     "madakron": Method(num_experts=4, experts_in=("down_a", "down_b")),

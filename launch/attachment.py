@@ -116,6 +116,15 @@ def attach(base: Backbone, config: AdapterConfig, seed: int, dtype: torch.dtype)
     return Attachment(base.model, info, (), models.route_experts(base.model, seed), folder)
 
 
+def draws_noise(config: AdapterConfig) -> bool:
+    """Whether a method of PEFT's draws numbers of its own in training, besides dropout's."""
+    if config.preset is not None:
+        return False
+    from adakron.peft.method_settings import DRAWS_NOISE
+
+    return config.method in DRAWS_NOISE
+
+
 def read_head(folder: Path, config: AdapterConfig) -> tuple[str, dict[str, Any]]:
     """auto_class and model_options of a saved folder: what builds its head again."""
     if config.preset is None:

@@ -40,7 +40,7 @@ from adakron.tasks.glue import TextTask
 from adakron.trainable import ParameterReport
 from adakron.trainer import Trainer, TrainResult, best_metric_name, total_steps
 from launch.arguments import parse_train
-from launch.attachment import attach, check_method
+from launch.attachment import attach, check_method, draws_noise
 from launch.program import run_program
 from launch.summary import summary_table
 
@@ -165,7 +165,7 @@ def main(arguments: Sequence[str], world: World) -> None:
 
 def check_consistency(config: RunConfig, model: nn.Module) -> None:
     """Raise ConfigError where a consistency loss was asked for and both its passes would be the same."""
-    if config.training.consistency_weight and not models.is_random_in_training(model):
+    if config.training.consistency_weight and not (models.is_random_in_training(model) or draws_noise(config.adapter)):
         raise ConfigError(
             f"consistency_weight is {config.training.consistency_weight}, but two passes of this model are equal: it draws no experts and"
             " has no dropout, so the loss would be zero at twice the cost; drop --consistency_weight, or set --num_experts or --dropout"

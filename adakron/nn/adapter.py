@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adakron.errors import ConfigError
+from adakron.methods import PROJECTIONS
 from adakron.nn.kronecker import FactorOrder, kronecker_product
 from adakron.nn.projection import Projection, ScoreInit
 from adakron.nn.routing import Router
@@ -24,9 +25,6 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 Bottleneck = Literal["kronecker", "plain"]
-
-PROJECTIONS: dict[str, tuple[str, ...]] = {"kronecker": ("down_a", "down_b", "up"), "plain": ("down", "up")}
-"""Bottleneck -> its projections, the one up last; a projection's index here is its slot for the router."""
 
 
 class BottleneckAdapter(nn.Module):

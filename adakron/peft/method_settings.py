@@ -64,6 +64,12 @@ _REFUSED_SETTINGS = {
     "corda_config": "needs data before the first step",
     "lora_ga_config": "needs data before the first step",
 }
+_NEEDED = {"trainable_tokens": "token_indices"}
+"""Settings without which a method trains nothing, or fails in its first forward pass."""
+
+DRAWS_NOISE = ("pvera",)
+"""Methods whose forward pass in training draws numbers besides dropout's."""
+
 _LORA_STARTS = (True, False, "gaussian", "orthogonal")
 
 # Said by the trainer and by other flags.
@@ -145,6 +151,8 @@ def _setting_problems(method: str, kind: type[PeftConfig], settings: Mapping[str
         for name, value in settings.items()
         if name in known and name in hints and not _fits(value, hints[name])
     ]
+    if method in _NEEDED and not settings.get(_NEEDED[method]):
+        problems.append(f"method {method} needs {_NEEDED[method]}; give it in --method_config")
     if method == "dora" and settings.get("use_dora") is False:
         problems.append("method_config sets use_dora to false, and method dora is lora with it; use --method lora")
     start = settings.get("init_lora_weights", True)

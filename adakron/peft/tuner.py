@@ -20,6 +20,7 @@ from adakron.errors import ConfigError
 from adakron.models import new_adapter
 from adakron.nn import PROJECTIONS, BottleneckAdapter
 from adakron.nn.adapter import layer_sizes
+from adakron.placement import PLACEMENT
 
 _BASE = "__base__"  # PEFT's name, in adapter_names, for no adapter
 _NOT_MERGEABLE = (
@@ -201,8 +202,10 @@ class AdaKronModel(BaseTuner):
                 f"adapter_names has {', '.join(unknown)}, which are not loaded; the loaded ones are {', '.join(self.peft_config)}"
             )
         names = list(adapter_names)
+        known = getattr(self.model.config, "model_type", None) in PLACEMENT
         beams = int(kwargs.get("num_beams") or getattr(kwargs.get("generation_config"), "num_beams", None) or 1)
-        hooks: list[Any] = [layer.register_forward_pre_hook(partial(_name_rows, names, beams), with_kwargs=True) for layer in layers]
+        name_rows = partial(_name_rows, names, beams, known)
+        hooks: list[Any] = [layer.register_forward_pre_hook(name_rows, with_kwargs=True) for layer in layers]
         for module in self.modules():
             if isinstance(module, ModulesToSaveWrapper):
                 # PEFT's own way knows only heads that are single layers, and only adapters beside an active one.
@@ -228,7 +231,16 @@ def _names_of_rows(names: list[str], beams: int, rows: int) -> list[str]:
     return names if rows == len(names) else [name for name in names for _ in range(beams)]
 
 
-def _name_rows(names: list[str], beams: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+def _name_rows(
+    names: list[str], beams: int, known: bool, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, Any]:
+    x = args[0]
+    if not known and x.dim() > 2 and x.shape[0] == x.shape[1]:
+        # Some models (XLNet) put tokens first, and here both are equally many.
+        raise ConfigError(
+            f"adapter_names: rows of texts and of tokens cannot be told apart in shape {tuple(x.shape)} of an unknown architecture"
+            " (docs/support.md); pad the batch to another length"
+        )
     return args, {**kwargs, "adapter_names": _names_of_rows(names, beams, len(args[0]))}
 
 

@@ -117,3 +117,10 @@ def test_a_saved_run_gets_its_precision_as_deepspeed_gives_it():
     assert before and all(
         torch.equal(buffer, before[name]) and buffer.dtype == before[name].dtype for name, buffer in model.named_buffers()
     )
+
+
+@pytest.mark.parametrize(("method", "draws"), [("pvera", True), ("lora", False), ("adakron", False)])
+def test_noise_of_a_method_makes_two_passes_differ(method, draws):
+    if method != "adakron":
+        pytest.importorskip("peft")
+    assert attachment.draws_noise(AdapterConfig(method=method)) is draws

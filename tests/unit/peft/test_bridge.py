@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftConfig, PeftModel, PeftType, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, Trainer, TrainingArguments, XLNetConfig
 
 import adakron.peft
 from adakron import adapter_folder, adapter_io, models
@@ -400,6 +400,21 @@ def test_a_fingerprint_is_not_made_up(base, tmp_path):
     with torch.device("meta"):
         model = tiny_model("bert")
     assert get_peft_model(model, config()).peft_config["default"].backbone is None
+
+
+def test_rows_of_an_unknown_architecture_are_not_guessed() -> None:
+    # XLNet's layers see (tokens, texts, width); with as many texts as tokens nothing else shows it.
+    model = get_peft_model(
+        AutoModelForSequenceClassification.from_config(
+            XLNetConfig(vocab_size=50, d_model=32, n_layer=2, n_head=2, d_inner=64, num_labels=3, pad_token_id=0)
+        ),
+        config(target_modules=r".*ff\.layer_2", modules_to_save=["logits_proj"]),
+    ).eval()  # fmt: skip
+    ids = torch.arange(2, 18).reshape(4, 4)
+    with pytest.raises(ConfigError, match="cannot be told apart"):
+        model(input_ids=ids, adapter_names=["default", "__base__"] * 2)
+    with pytest.raises(ConfigError, match="2 names, but the batch has 5 rows"):
+        model(input_ids=torch.arange(2, 12).reshape(2, 5), adapter_names=["default", "__base__"])
 
 
 def test_adapter_names_that_files_cannot_keep_are_refused():

@@ -251,6 +251,7 @@ def test_what_would_half_work_is_refused_with_the_reason(method):
         ("lora", {"task_type": "SEQ_CLS"}, "method_config has task_type"),
         ("lora", {"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa', which changes the backbone or needs data first"),
         ("lora", {"layer_replication": [[0, 1]]}, "layer_replication for lora, which repeats layers of the backbone"),
+        ("trainable_tokens", None, "needs token_indices; give it in --method_config"),
         ("dora", {"use_dora": False}, "use --method lora"),
         ("adamss", {"use_asa": True}, "use_asa for adamss, which masks subspaces"),
         ("road", {"variant": "road_9"}, "does not suit road: Invalid variant road_9"),
