@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from adakron.config import Interval, TrainingConfig
@@ -16,17 +15,14 @@ from adakron.engine.engine import TrainingEngine
 from adakron.errors import NumericalError
 from adakron.evaluator import Evaluator, evaluation_prefix
 from adakron.metrics import MetricRecorder, peak_memory_mib
-from adakron.objectives import consistency_sum
+from adakron.passes import BeforePass, StepPasses
 from adakron.progress import TrainingProgress
-from adakron.tasks.base import Batch, EncodedSplit, Task, to_device
+from adakron.tasks.base import EncodedSplit, Task
 
 LOWER_IS_BETTER = ("loss", "mse", "mae", "perplexity")
 
 SaveCheckpoint = Callable[[int, Mapping[str, Tensor], dict[str, Any]], None]
 """Called on every rank with (global step, trainable tensors, trainer state)."""
-
-BeforePass = Callable[[int, int, int], None]
-"""Told before every forward pass of training: (steps done, micro-batch of the step, pass of the micro-batch), each from 0."""
 
 
 @dataclass
@@ -70,7 +66,7 @@ class Trainer:
     """Runs the loop: micro-batches, steps, logging, evaluation, checkpoints, the best adapter.
 
     evaluations: encoded splits to score, by split name; the first one decides what is best.
-    before_pass: for what depends on the pass, such as the experts of a mixture.
+    before_pass: see `passes.BeforePass`.
     """
 
     def __init__(
@@ -89,16 +85,16 @@ class Trainer:
         before_pass: BeforePass | None = None,
     ):
         self._engine = engine
-        self._task = task
         self._sampler = sampler
         self._train = train
         self._evaluations = evaluations
         self._training = training
         self._evaluator = evaluator
         self._recorder = recorder
-        self._pad_token_id = pad_token_id
         self._save_checkpoint = save_checkpoint
-        self._before_pass = before_pass
+        self._passes = StepPasses(
+            engine, task, train, pad_token_id=pad_token_id, consistency_weight=training.consistency_weight, before_pass=before_pass
+        )
         self._total = total_steps(training, sampler.steps_per_epoch)
         self._state = TrainState(max_steps=self._total, metric_for_best_model=best_metric_name(training, task))
         self._best: Mapping[str, Tensor] | None = None
@@ -145,44 +141,19 @@ class Trainer:
         raise AssertionError("unreachable: the last step returns")
 
     def _step(self, batch: GlobalBatch) -> bool:
-        targets = int(self._train.target_counts[batch.examples].sum())
-        local_loss = torch.zeros((), dtype=torch.float32, device=self._engine.device)
-        local_disagreement = torch.zeros_like(local_loss)
-        for micro_step, indices in enumerate(batch.micro_batches):
-            filler = len(indices) == 0
-            collated = self._task.collate(self._train, batch.examples[:1] if filler else indices, self._pad_token_id)
-            loss_sum, disagreement = self._losses(to_device(collated, self._engine.device), micro_step)
-            if filler:
-                # This rank has no examples left, but its peers wait for its gradients.
-                loss_sum, disagreement = loss_sum * 0.0, disagreement * 0.0
-            self._engine.backward(loss_sum + self._training.consistency_weight * disagreement, targets)
-            local_loss += loss_sum.detach()
-            local_disagreement += disagreement.detach()
+        losses = self._passes.gradient(batch)
         learning_rate = self._engine.learning_rate
         if not self._engine.step():
             return False
-        self._recorder.record("train/loss", local_loss / max(1, targets), "sum")
+        self._recorder.record("train/loss", losses.loss / max(1, losses.targets), "sum")
         if self._training.consistency_weight:
-            self._recorder.record("train/consistency", local_disagreement / max(1, targets), "sum")
+            self._recorder.record("train/consistency", losses.disagreement / max(1, losses.targets), "sum")
         self._recorder.record("train/learning_rate", learning_rate, "last")
         if self._engine.grad_norm is not None:
             self._recorder.record("train/grad_norm", self._engine.grad_norm)
         self._samples += len(batch.examples)
         self._tokens += int(self._train.lengths[batch.examples].sum())
         return True
-
-    def _losses(self, batch: Batch, micro_step: int) -> tuple[Tensor, Tensor]:
-        """Sums over a micro-batch: the task's loss, and the disagreement with a second pass where a consistency loss asks for one."""
-        loss_sum, outputs = self._pass(batch, micro_step, 0)
-        if not self._training.consistency_weight:
-            return loss_sum, torch.zeros_like(loss_sum)
-        _, again = self._pass(batch, micro_step, 1)
-        return loss_sum, consistency_sum(outputs, again, self._task.output_kind)
-
-    def _pass(self, batch: Batch, micro_step: int, index: int) -> tuple[Tensor, Tensor]:
-        if self._before_pass is not None:
-            self._before_pass(self._engine.global_step, micro_step, index)
-        return self._task.loss(self._engine, batch)
 
     def _due(self, when: Interval, every: int, epoch_ends: bool, applied: bool) -> bool:
         step = self._engine.global_step

@@ -15,46 +15,38 @@ import dataclasses
 import os
 import time
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from adakron import backbone, distributed, models, run_folder, trainable
-from adakron.config import DATA_FILES, RunConfig
 from adakron.data.sampler import GlobalBatchSampler
 from adakron.distributed import World
-from adakron.engine import ds_config
-from adakron.engine.ds_config import DeepSpeedSettings
 from adakron.engine.engine import TrainingEngine
-from adakron.errors import ConfigError, DataError
+from adakron.errors import ConfigError
 from adakron.evaluator import Evaluator
 from adakron.log import get_logger
-from adakron.metrics import JsonLinesSink, MetricRecorder, TensorBoardSink, peak_memory_mib
+from adakron.metrics import MetricRecorder, peak_memory_mib
 from adakron.placement import some_of
 from adakron.tasks import create_task
-from adakron.tasks.base import Task
 from adakron.tasks.classification import TextClassificationTask
-from adakron.tasks.glue import TextTask
-from adakron.trainable import ParameterReport
-from adakron.trainer import Trainer, TrainResult, best_metric_name, total_steps
+from adakron.trainer import Trainer, total_steps
 from launch.arguments import parse_train
-from launch.attachment import attach, check_method, draws_noise
+from launch.attachment import attach, check_method
+from launch.checks import asks_for_stage, check_consistency, evaluates, resolve_deepspeed, splits_to_use
 from launch.program import run_program
+from launch.recording import DEFAULT_PARENT, as_recorded, claim_folder, collect_results, metric_sinks, write_results
 from launch.summary import summary_table
 
 logger = get_logger(__name__)
-
-DEFAULT_PARENT = Path("runs")
-"""Where runs without --output_dir go."""
 
 
 def main(arguments: Sequence[str], world: World) -> None:
     """Train, evaluate, save and report one run."""
     started = time.perf_counter()
     config = parse_train(arguments)
-    if config.training.do_train is False or (config.training.do_train is None and _any_stage(config)):
+    if config.training.do_train is False or (config.training.do_train is None and asks_for_stage(config)):
         raise ConfigError("nothing to train: add --do_train, or use launch/evaluate.py and launch/predict.py on a saved run")
     device = distributed.select_device(world, os.environ)
     settings = resolve_deepspeed(config, world, device)
@@ -133,7 +125,7 @@ def main(arguments: Sequence[str], world: World) -> None:
         if world.rank == 0:
             run_folder.prune_checkpoints(folder, config.training.save_total_limit, state["best_step"])
 
-    recorder = MetricRecorder(_sinks(config, folder) if world.rank == 0 else ())
+    recorder = MetricRecorder(metric_sinks(config, folder) if world.rank == 0 else ())
     trainer = Trainer(
         engine,
         task,
@@ -145,7 +137,7 @@ def main(arguments: Sequence[str], world: World) -> None:
         recorder=recorder,
         pad_token_id=int(base.tokenizer.pad_token_id),
         save_checkpoint=save_checkpoint,
-        before_pass=router.training_pass if router else None,
+        before_pass=lambda place: router.training_pass(place.step, place.micro_step, place.index) if router else None,
     )
     with contextlib.closing(recorder):  # what a run that fails last measured is what one wants to see
         result = trainer.run()
@@ -161,150 +153,6 @@ def main(arguments: Sequence[str], world: World) -> None:
         pairs = isinstance(task, TextClassificationTask) and len(task.spec.text_columns) == 2
         print(summary_table(config, results, report, folder, pairs=pairs), flush=True)
     distributed.barrier()
-
-
-def check_consistency(config: RunConfig, model: nn.Module) -> None:
-    """Raise ConfigError where a consistency loss was asked for and both its passes would be the same."""
-    if config.training.consistency_weight and not (models.is_random_in_training(model) or draws_noise(config.adapter)):
-        raise ConfigError(
-            f"consistency_weight is {config.training.consistency_weight}, but two passes of this model are equal: it draws no experts and"
-            " has no dropout, so the loss would be zero at twice the cost; drop --consistency_weight, or set --num_experts or --dropout"
-        )
-
-
-def resolve_deepspeed(config: RunConfig, world: World, device: torch.device) -> DeepSpeedSettings:
-    """The DeepSpeed JSON, checked against flags, launcher and device."""
-    training = config.training
-    values = ds_config.RunValues(
-        micro_batch=training.per_device_train_batch_size,
-        accumulation=training.gradient_accumulation_steps,
-        world_size=world.world_size,
-        max_grad_norm=training.max_grad_norm,
-        bf16=training.bf16,
-        fp16=training.fp16,
-    )
-    settings = ds_config.resolve(ds_config.read_json(config.deepspeed), values, name=config.deepspeed)
-    problem = ds_config.parser_problem(settings.config) or ds_config.device_problem(settings.precision, device.type)
-    if problem:
-        raise ConfigError(f"{config.deepspeed}: {problem}")
-    return settings
-
-
-def _any_stage(config: RunConfig) -> bool:
-    return bool(config.training.do_eval or config.training.do_predict)
-
-
-def evaluates(config: RunConfig) -> bool:
-    """Whether the run ends with an evaluation: asked for, or no do_ flag given at all."""
-    training = config.training
-    return bool(training.do_eval) or (training.do_eval is None and not training.do_train and not training.do_predict)
-
-
-def splits_to_use(task: Task, config: RunConfig) -> list[str]:
-    """The splits that this run needs, in order. Raises DataError where one is missing, ConfigError for an unknown metric."""
-    there = list(task.splits())
-    validation = [name for name in there if name.startswith("validation")]
-    tests = [name for name in there if name.startswith("test")]
-    problems = []
-    if "train" not in there:
-        problems.append(
-            f"task {task.name} has no train split (found: {', '.join(there) or 'none'}); give --train_file or a --data_dir with train.*"
-        )
-    if not validation and (evaluates(config) or config.training.eval_strategy != "no"):
-        problems.append(
-            f"task {task.name} has no validation split (found: {', '.join(there) or 'none'}); give --validation_file, or train without "
-            "evaluation: --do_train --eval_strategy no"
-        )
-    if config.training.do_predict and not tests:
-        problems.append(f"--do_predict: task {task.name} has no test split (found: {', '.join(there) or 'none'}); give --test_file")
-    if problems:
-        raise DataError("\n".join(problems))
-    metric = best_metric_name(config.training, task)
-    if metric not in (*task.metric_names, "loss"):
-        raise ConfigError(
-            f"metric_for_best_model is {metric}; {task.name} reports loss, {', '.join(task.metric_names)} (set --metric_for_best_model)"
-        )
-    return ["train", *validation, *(tests if config.training.do_predict else [])]
-
-
-def as_recorded(config: RunConfig, base_model: str, task: Task) -> RunConfig:
-    """The configuration as it is recorded: files are found again from any working directory, what was guessed is fixed."""
-    files = {name: getattr(config.data, name) for name in DATA_FILES}
-    data: dict[str, Any] = {name: str(Path(value).expanduser().resolve()) for name, value in files.items() if value}
-    if isinstance(task, TextTask):
-        data["text_column"] = task.spec.text_columns[0]
-    tokenizer = config.model.tokenizer_name
-    if tokenizer and Path(tokenizer).is_dir():
-        tokenizer = str(Path(tokenizer).resolve())
-    return dataclasses.replace(
-        config,
-        model=dataclasses.replace(config.model, model_name_or_path=base_model, tokenizer_name=tokenizer),
-        data=dataclasses.replace(config.data, **data),
-    )
-
-
-def claim_folder(config: RunConfig, settings: DeepSpeedSettings) -> Path:
-    """Make the output folder, holding the resolved configuration. Rank 0 only."""
-    training = config.training
-    if training.output_dir:
-        folder = Path(training.output_dir)
-        run_folder.claim(folder, training.overwrite_output_dir)
-    else:
-        name = f"{config.data.task_name}-{config.adapter.method}-seed{training.seed}-{datetime.now():%Y%m%d-%H%M%S}"
-        folder = run_folder.claim_new(DEFAULT_PARENT / name)
-    record = {"config": config.to_dict(), "precision": settings.precision, "command": sys.argv, **run_folder.environment()}
-    run_folder.write_json(folder / run_folder.RUN_FILE, record)
-    run_folder.write_json(folder / run_folder.DEEPSPEED_FILE, settings.config)
-    return folder
-
-
-def _sinks(config: RunConfig, folder: Path) -> list[TensorBoardSink | JsonLinesSink]:
-    logging_dir = Path(config.training.logging_dir or folder / run_folder.TENSORBOARD_FOLDER)
-    return [TensorBoardSink(logging_dir), JsonLinesSink(folder / run_folder.METRICS_FILE)]
-
-
-def collect_results(
-    config: RunConfig,
-    result: TrainResult,
-    scores: Mapping[str, float] | None,
-    report: ParameterReport,
-    memory: float,
-    wall: float,
-) -> dict[str, dict[str, Any]]:
-    """The flat numbers of train_results.json and eval_results.json."""
-    seconds = max(1e-9, result.seconds)
-    train = {
-        "task": config.data.task_name,
-        "method": config.adapter.method,
-        "seed": config.training.seed,
-        "epoch": result.state.epoch,
-        "train_loss": result.loss,
-        "train_steps": result.state.global_step,
-        "skipped_steps": result.state.skipped_steps,
-        "train_samples": result.samples,
-        "train_tokens": result.tokens,
-        "train_runtime": result.seconds,
-        "train_samples_per_second": result.samples / seconds,
-        "train_tokens_per_second": result.tokens / seconds,
-        "train_steps_per_second": result.state.global_step / seconds,
-        "adapter_parameters": report.adapter,
-        "head_parameters": report.head,
-        "tuned_parameters": report.tuned,
-        "backbone_parameters": report.backbone,
-        "adapter_percent": report.percent,
-        "trainable_percent": report.trainable_percent,
-        "peak_memory_mib": memory,
-        "wall_seconds": wall,
-    }
-    return {"train": train, "eval": dict(scores or {})}
-
-
-def write_results(folder: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
-    """train_results.json, eval_results.json where there are any, and both as all_results.json."""
-    for name, values in results.items():
-        if values:
-            run_folder.write_json(folder / f"{name}_results.json", values)
-    run_folder.write_json(folder / "all_results.json", {key: value for values in results.values() for key, value in values.items()})
 
 
 if __name__ == "__main__":

@@ -198,7 +198,7 @@ def train_case(folder: Path, case: Case, world: World, device: torch.device) -> 
     trainer = Trainer(
         engine, task, sampler, encoded, {}, training, evaluator=Evaluator(task, batch_size=8, pad_token_id=PAD, device=device),
         recorder=MetricRecorder([kept]), pad_token_id=PAD, save_checkpoint=lambda *_: None,
-        before_pass=router.training_pass if router else None,
+        before_pass=lambda place: router.training_pass(place.step, place.micro_step, place.index) if router else None,
     )  # fmt: skip
     tensors = {name: tensor.tolist() for name, tensor in trainer.run().tensors.items()}
     return {

@@ -170,7 +170,9 @@ def test_every_forward_pass_is_announced():
     announced: list[tuple[int, int, int]] = []
     training = settings(max_steps=2, gradient_accumulation_steps=1, eval_strategy="no", save_strategy="no", consistency_weight=0.5)
     engine = CountingEngine(overflows=(2,))
-    trainer = build(training, engine, CountingTask(), [], before_pass=lambda *position: announced.append(position))
+    trainer = build(
+        training, engine, CountingTask(), [], before_pass=lambda place: announced.append((place.step, place.micro_step, place.index))
+    )
     trainer.run()
     # A step that overflowed is not counted, so its successor draws what it drew.
     assert announced == [(0, 0, 0), (0, 0, 1), (1, 0, 0), (1, 0, 1), (1, 0, 0), (1, 0, 1)]

@@ -1,0 +1,36 @@
+"""Settings of the task and its examples."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from adakron.settings import Settings, flag, positive_problems
+
+DATA_FILES = ("data_dir", "train_file", "validation_file", "test_file")
+"""The settings that name files."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(Settings):
+    """The task and where its examples come from."""
+
+    task_name: str = flag("quickstart", "quickstart, a GLUE task (cola sst2 mrpc stsb qqp mnli qnli rte wnli) or text (own files).")
+    data_dir: str | None = flag(None, "Folder with train/validation[/test].{jsonl,csv,tsv,parquet}. Default: the hub, for GLUE.")
+    train_file: str | None = flag(None, "Training file (jsonl, csv, tsv, parquet); wins over data_dir.")
+    validation_file: str | None = flag(None, "Validation file; wins over data_dir.")
+    test_file: str | None = flag(None, "Test file for predictions, labelled or not; wins over data_dir.")
+    text_column: str | None = flag(None, "Column with the text (task text). Default: the first text column.")
+    text_pair_column: str | None = flag(None, "Column with the second text of a pair (task text).")
+    label_column: str | None = flag(None, "Column with the label (task text). Default: label.")
+    problem: Literal["classification", "regression"] | None = flag(
+        None, "Task text only: kind of label. Default: regression for decimal numbers."
+    )
+    max_seq_length: int = flag(128, "Longest input, in tokens; longer ones are truncated.")
+    max_train_samples: int | None = flag(None, "Use only the first so many training examples.")
+    max_eval_samples: int | None = flag(None, "Use only the first so many validation examples.", "--max_val_samples")
+    max_predict_samples: int | None = flag(None, "Use only the first so many test examples.", "--max_test_samples")
+    pad_to_multiple_of: int = flag(8, "Batches are padded to a multiple of this many tokens.")
+
+    def problems(self) -> list[str]:
+        return positive_problems(
+            self, "max_seq_length", "max_train_samples", "max_eval_samples", "max_predict_samples", "pad_to_multiple_of"
+        )

@@ -1,0 +1,91 @@
+"""Settings of the loop."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from adakron.settings import Settings, flag, negative_problems, positive_problems
+
+Interval = Literal["no", "steps", "epoch"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig(Settings):
+    """The loop: batch, optimizer, schedule, evaluation, saving, logging."""
+
+    output_dir: str | None = flag(None, "Folder of the run. Default: runs/<task>-<method>-seed<seed>-<date>.")
+    overwrite_output_dir: bool = flag(False, "Replace a run that output_dir already holds.")
+    do_train: bool | None = flag(None, "Train. Without any do_ flag: train and evaluate.")
+    do_eval: bool | None = flag(None, "Evaluate on the validation split at the end.")
+    do_predict: bool | None = flag(None, "Write predictions for the test split at the end.")
+    per_device_train_batch_size: int = flag(32, "Examples of one forward pass on one rank.")
+    per_device_eval_batch_size: int = flag(64, "Examples of one evaluation forward pass on one rank.")
+    gradient_accumulation_steps: int = flag(1, "Micro-batches per optimizer step on each rank.")
+    num_train_epochs: float = flag(3.0, "Passes over the training split.")
+    max_steps: int = flag(-1, "Optimizer steps in all; wins over num_train_epochs when positive.")
+    learning_rate: float = flag(1e-3, "Peak learning rate.")
+    weight_decay: float = flag(0.0, "Decoupled weight decay, on weight matrices only (never biases or LayerNorm).")
+    adam_beta1: float = flag(0.9, "AdamW beta1.")
+    adam_beta2: float = flag(0.999, "AdamW beta2.")
+    adam_epsilon: float = flag(1e-8, "AdamW epsilon.")
+    max_grad_norm: float = flag(1.0, "Clip the global gradient norm to this; 0 never clips.")
+    lr_scheduler_type: Literal["linear", "cosine", "constant"] = flag("linear", "Shape of the learning rate after the warm-up.")
+    warmup_ratio: float = flag(0.06, "Share of all steps during which the learning rate rises from 0. Published: 0.06.")
+    warmup_steps: int = flag(0, "Warm-up in steps; wins over warmup_ratio when positive.")
+    consistency_weight: float = flag(
+        0.0, "Weight of the consistency loss between two forward passes (docs/method.md); published: 1 for GLUE, 100 for text generation."
+    )
+    label_smoothing: float = flag(0.0, "Share of the target probability spread over all classes.", "--label_smoothing_factor")
+    gradient_checkpointing: bool = flag(False, "Compute activations again in the backward pass: less memory, slower.")
+    bf16: bool | None = flag(None, 'Train in bfloat16, where the JSON says {"bf16": {"enabled": "auto"}}.')
+    fp16: bool | None = flag(None, 'Train in float16, where the JSON says {"fp16": {"enabled": "auto"}}.')
+    seed: int = flag(42, "Seed of initialisation, data order and dropout.")
+    logging_steps: int = flag(10, "Write training metrics every so many steps.")
+    logging_dir: str | None = flag(None, "TensorBoard folder. Default: <output_dir>/tensorboard.")
+    eval_strategy: Interval = flag("epoch", "When to evaluate during training.", "--evaluation_strategy")
+    eval_steps: int | None = flag(None, "Evaluate every so many steps (eval_strategy steps). Default: logging_steps.")
+    save_strategy: Interval = flag("epoch", "When to save the adapter as <output_dir>/checkpoint-<step> during training.")
+    save_steps: int | None = flag(None, "Save every so many steps (save_strategy steps). Default: 500.")
+    save_total_limit: int | None = flag(2, "Keep only the newest so many checkpoints, and the best one.")
+    merge_experts: bool = flag(False, "Save the final adapter with its experts averaged into one.")
+    load_best_model_at_end: bool = flag(False, "End with the best evaluated adapter instead of the last one.")
+    metric_for_best_model: str | None = flag(None, "Metric that decides what is best. Default: the task's main metric.")
+    greater_is_better: bool | None = flag(None, "Direction of that metric. Default: lower for loss, higher otherwise.")
+    disable_tqdm: bool | None = flag(None, "No progress bar. Default: a bar on a terminal, plain lines otherwise.")
+
+    def problems(self) -> list[str]:
+        found = positive_problems(
+            self, "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "logging_steps",
+            "eval_steps", "save_steps", "save_total_limit",
+        )  # fmt: skip
+        found += negative_problems(
+            self, "learning_rate", "weight_decay", "adam_epsilon", "max_grad_norm", "warmup_steps", "seed", "num_train_epochs",
+            "consistency_weight",
+        )  # fmt: skip
+        if self.seed >= 2**32:
+            found.append(f"seed is {self.seed}; it must be below 2^32 (set --seed)")
+        if not 0.0 <= self.warmup_ratio <= 1.0:
+            found.append(f"warmup_ratio is {self.warmup_ratio}; it is a share in [0, 1] (set --warmup_ratio, or --warmup_steps)")
+        if not 0.0 <= self.label_smoothing < 1.0:
+            found.append(f"label_smoothing is {self.label_smoothing}; it is a share in [0, 1) (set --label_smoothing)")
+        found += [
+            f"{name} is {getattr(self, name)}; AdamW needs a value in [0, 1) (set --{name})"
+            for name in ("adam_beta1", "adam_beta2")
+            if not 0.0 <= getattr(self, name) < 1.0
+        ]
+        if self.num_train_epochs > 1_000_000:
+            found.append(f"num_train_epochs is {self.num_train_epochs}; it must be at most 1,000,000 (set --num_train_epochs)")
+        if self.max_steps == 0 or self.max_steps < -1:
+            found.append(f"max_steps is {self.max_steps}; it must be positive, or -1 for num_train_epochs (set --max_steps)")
+        if self.num_train_epochs == 0 and self.max_steps < 0:
+            found.append("num_train_epochs is 0 and max_steps is not set: nothing would be trained (set --num_train_epochs)")
+        if self.bf16 and self.fp16:
+            found.append("bf16 and fp16 are both set; choose one (drop --bf16 or --fp16)")
+        found += self._best_model_problems()
+        return found
+
+    def _best_model_problems(self) -> list[str]:
+        if not self.load_best_model_at_end:
+            return []
+        if self.eval_strategy == "no":
+            return ["load_best_model_at_end needs evaluations to choose from; set --eval_strategy epoch or steps"]
+        return []

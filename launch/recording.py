@@ -1,0 +1,101 @@
+"""What a training run writes down: its configuration, where its metrics go, its results."""
+
+import dataclasses
+import sys
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from adakron import run_folder
+from adakron.config import DATA_FILES, RunConfig
+from adakron.engine.ds_config import DeepSpeedSettings
+from adakron.metrics import JsonLinesSink, TensorBoardSink
+from adakron.tasks.base import Task
+from adakron.tasks.glue import TextTask
+from adakron.trainable import ParameterReport
+from adakron.trainer import TrainResult
+
+DEFAULT_PARENT = Path("runs")
+"""Where runs without --output_dir go."""
+
+
+def as_recorded(config: RunConfig, base_model: str, task: Task) -> RunConfig:
+    """The configuration as it is recorded: files are found again from any working directory, what was guessed is fixed."""
+    files = {name: getattr(config.data, name) for name in DATA_FILES}
+    data: dict[str, Any] = {name: str(Path(value).expanduser().resolve()) for name, value in files.items() if value}
+    if isinstance(task, TextTask):
+        data["text_column"] = task.spec.text_columns[0]
+    tokenizer = config.model.tokenizer_name
+    if tokenizer and Path(tokenizer).is_dir():
+        tokenizer = str(Path(tokenizer).resolve())
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, model_name_or_path=base_model, tokenizer_name=tokenizer),
+        data=dataclasses.replace(config.data, **data),
+    )
+
+
+def claim_folder(config: RunConfig, settings: DeepSpeedSettings) -> Path:
+    """Make the output folder, holding the resolved configuration. Rank 0 only."""
+    training = config.training
+    if training.output_dir:
+        folder = Path(training.output_dir)
+        run_folder.claim(folder, training.overwrite_output_dir)
+    else:
+        name = f"{config.data.task_name}-{config.adapter.method}-seed{training.seed}-{datetime.now():%Y%m%d-%H%M%S}"
+        folder = run_folder.claim_new(DEFAULT_PARENT / name)
+    record = {"config": config.to_dict(), "precision": settings.precision, "command": sys.argv, **run_folder.environment()}
+    run_folder.write_json(folder / run_folder.RUN_FILE, record)
+    run_folder.write_json(folder / run_folder.DEEPSPEED_FILE, settings.config)
+    return folder
+
+
+def metric_sinks(config: RunConfig, folder: Path) -> list[TensorBoardSink | JsonLinesSink]:
+    """TensorBoard in logging_dir and JSON lines in the run's folder. Rank 0 only."""
+    logging_dir = Path(config.training.logging_dir or folder / run_folder.TENSORBOARD_FOLDER)
+    return [TensorBoardSink(logging_dir), JsonLinesSink(folder / run_folder.METRICS_FILE)]
+
+
+def collect_results(
+    config: RunConfig,
+    result: TrainResult,
+    scores: Mapping[str, float] | None,
+    report: ParameterReport,
+    memory: float,
+    wall: float,
+) -> dict[str, dict[str, Any]]:
+    """The flat numbers of train_results.json and eval_results.json."""
+    seconds = max(1e-9, result.seconds)
+    train = {
+        "task": config.data.task_name,
+        "method": config.adapter.method,
+        "seed": config.training.seed,
+        "epoch": result.state.epoch,
+        "train_loss": result.loss,
+        "train_steps": result.state.global_step,
+        "skipped_steps": result.state.skipped_steps,
+        "train_samples": result.samples,
+        "train_tokens": result.tokens,
+        "train_runtime": result.seconds,
+        "train_samples_per_second": result.samples / seconds,
+        "train_tokens_per_second": result.tokens / seconds,
+        "train_steps_per_second": result.state.global_step / seconds,
+        "adapter_parameters": report.adapter,
+        "head_parameters": report.head,
+        "tuned_parameters": report.tuned,
+        "backbone_parameters": report.backbone,
+        "adapter_percent": report.percent,
+        "trainable_percent": report.trainable_percent,
+        "peak_memory_mib": memory,
+        "wall_seconds": wall,
+    }
+    return {"train": train, "eval": dict(scores or {})}
+
+
+def write_results(folder: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
+    """train_results.json, eval_results.json where there are any, and both as all_results.json."""
+    for name, values in results.items():
+        if values:
+            run_folder.write_json(folder / f"{name}_results.json", values)
+    run_folder.write_json(folder / "all_results.json", {key: value for values in results.values() for key, value in values.items()})
