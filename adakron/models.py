@@ -2,7 +2,8 @@
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Literal
 
 import torch
@@ -13,13 +14,15 @@ from adakron.backbone import NewParameters, check_attention, head_modules, is_in
 from adakron.config import AdapterConfig, ModelConfig
 from adakron.errors import ConfigError
 from adakron.methods import METHODS
-from adakron.nn import AdaptedLayer, BottleneckAdapter, Projection, Router, adapter_parameter_count, layer_width
+from adakron.nn import AdaptedLayer, BottleneckAdapter, DropoutMasks, Projection, Router, TableDropout, adapter_parameter_count, layer_width
 from adakron.placement import find_sites, sites_without_rows, some_of
 from adakron.pretrained import quiet_transformers, reason_of
 from adakron.trainable import AdaptedModelInfo, train_only
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """A run's precision as torch names it."""
+
+Context = AbstractContextManager[None]
 
 
 def check_architecture(config: ModelConfig, adapter: AdapterConfig, *, auto_class: str, options: Mapping[str, Any]) -> AdaptedModelInfo:
@@ -150,17 +153,31 @@ def route_experts(model: nn.Module, seed: int) -> Router | None:
     return router
 
 
-def checkpoint_activations(model: Any, router: Router | None) -> None:
+def checkpoint_activations(model: Any, *counters: Router | DropoutMasks | None) -> None:
     """Compute each layer's activations again in the backward pass instead of keeping them; ConfigError where the model cannot.
 
-    The layers draw the same dropout again, and through the router the same experts.
+    The layers draw the same dropout again. counters: the model's router and masks, of which they get the same again.
     """
     if not model.supports_gradient_checkpointing:
         raise ConfigError(f"{type(model).__name__} cannot compute activations again; drop --gradient_checkpointing")
     options: dict[str, Any] = {"use_reentrant": False}
-    if router is not None:
-        options["context_fn"] = router.checkpoint_contexts
+    used = [source for source in counters if source is not None]
+    if used:
+        options["context_fn"] = lambda: _together([source.checkpoint_contexts() for source in used])
     model.activation_checkpointing_enable(options)
+
+
+def _together(pairs: Sequence[tuple[Context, Context]]) -> tuple[Context, Context]:
+    """Pairs of contexts as one."""
+
+    @contextmanager
+    def entered(contexts: Sequence[Context]) -> Iterator[None]:
+        with ExitStack() as stack:
+            for context in contexts:
+                stack.enter_context(context)
+            yield
+
+    return entered([first for first, _ in pairs]), entered([second for _, second in pairs])
 
 
 @torch.no_grad()
@@ -194,7 +211,7 @@ def adapter_buffers(model: nn.Module, info: AdaptedModelInfo) -> dict[str, Tenso
 
 def is_random_in_training(model: nn.Module) -> bool:
     """Whether two forward passes in training mode can differ: by dropout, or by the choice of experts."""
-    if any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules()):
+    if any(isinstance(module, nn.Dropout | TableDropout) and module.p > 0 for module in model.modules()):
         return True
     if any(isinstance(module, Projection) and module.num_experts > 1 and not module.tunes_scores for module in model.modules()):
         return True

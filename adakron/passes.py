@@ -1,6 +1,6 @@
 """The forward and backward passes of one global step on this rank: what is computed before the optimizer moves."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,26 +67,42 @@ class StepPasses:
         loss = torch.zeros((), dtype=torch.float32, device=self._engine.device)
         disagreement = torch.zeros_like(loss)
         for micro_step, indices in enumerate(batch.micro_batches):
-            filler = len(indices) == 0
-            examples = batch.examples[:1] if filler else indices
-            place = ForwardPass(self._engine.global_step, micro_step, 0, examples, filler)
-            collated = to_device(self._task.collate(self._train, examples, self._pad_token_id), self._engine.device)
-            loss_sum, disagreement_sum = self._losses(collated, place)
-            if filler:
-                # This rank has no examples left, but its peers wait for its gradients.
-                loss_sum, disagreement_sum = loss_sum * 0.0, disagreement_sum * 0.0
+            loss_sum, disagreement_sum = self._losses(indices, batch.examples[:1], micro_step)
             self._engine.backward(loss_sum + self._consistency_weight * disagreement_sum, targets)
             loss += loss_sum.detach()
             disagreement += disagreement_sum.detach()
         return StepLosses(loss, disagreement, targets)
 
-    def _losses(self, batch: Batch, place: ForwardPass) -> tuple[Tensor, Tensor]:
-        """Sums over a micro-batch: the task's loss, and the disagreement with a second pass where a consistency loss asks for one."""
-        loss_sum, outputs = self._pass(batch, place)
-        if not self._consistency_weight:
-            return loss_sum, torch.zeros_like(loss_sum)
-        _, again = self._pass(batch, ForwardPass(place.step, place.micro_step, 1, place.examples, place.filler))
-        return loss_sum, consistency_sum(outputs, again, self._task.output_kind)
+    def local_gradient(self, batch: GlobalBatch, pieces: Sequence[tuple[int, np.ndarray]]) -> dict[str, Tensor]:
+        """This rank's part of a step's gradient, by parameter name; nothing of the run's state changes. All ranks together.
+
+        pieces: what is passed forward at once, (micro_step, examples), as many on every rank; a place without examples is a filler.
+        """
+        targets = int(self._train.target_counts[batch.examples].sum())
+        total: dict[str, Tensor] = {}
+        for micro_step, indices in pieces:
+            loss_sum, disagreement_sum = self._losses(indices, batch.examples[:1], micro_step)
+            gradient = self._engine.gradient_of(loss_sum + self._consistency_weight * disagreement_sum, targets)
+            total = {name: total[name] + part if total else part for name, part in gradient.items()}
+        return total
+
+    def _losses(self, indices: np.ndarray, stand_in: np.ndarray, micro_step: int) -> tuple[Tensor, Tensor]:
+        """Sums over a micro-batch: the task's loss, and the disagreement with a second pass where a consistency loss asks for one.
+
+        stand_in: examples to pass forward in place of none.
+        """
+        filler = len(indices) == 0
+        examples = stand_in if filler else indices
+        batch = to_device(self._task.collate(self._train, examples, self._pad_token_id), self._engine.device)
+        loss_sum, outputs = self._pass(batch, ForwardPass(self._engine.global_step, micro_step, 0, examples, filler))
+        disagreement_sum = torch.zeros_like(loss_sum)
+        if self._consistency_weight:
+            _, again = self._pass(batch, ForwardPass(self._engine.global_step, micro_step, 1, examples, filler))
+            disagreement_sum = consistency_sum(outputs, again, self._task.output_kind)
+        if filler:
+            # This rank has no examples left, but its peers wait for its gradients.
+            return loss_sum * 0.0, disagreement_sum * 0.0
+        return loss_sum, disagreement_sum
 
     def _pass(self, batch: Batch, place: ForwardPass) -> tuple[Tensor, Tensor]:
         if self._before_pass is not None:

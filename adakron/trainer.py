@@ -14,6 +14,7 @@ from adakron.data.sampler import GlobalBatch, GlobalBatchSampler
 from adakron.engine.engine import TrainingEngine
 from adakron.errors import NumericalError
 from adakron.evaluator import Evaluator, evaluation_prefix
+from adakron.invariance import verify_batch_invariance
 from adakron.metrics import MetricRecorder, peak_memory_mib
 from adakron.passes import BeforePass, StepPasses
 from adakron.progress import TrainingProgress
@@ -109,6 +110,8 @@ class Trainer:
 
     def run(self) -> TrainResult:
         """Train to the last step. All ranks together."""
+        if self._training.verify_batch_invariance:
+            verify_batch_invariance(self._engine, self._passes, next(iter(self._sampler.epoch(0))))
         self._engine.train()
         started = time.perf_counter()
         for epoch in itertools.count():

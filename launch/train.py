@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adakron import backbone, distributed, models, run_folder, trainable
+from adakron import backbone, distributed, models, randomness, run_folder, trainable
 from adakron.data.sampler import GlobalBatchSampler
 from adakron.distributed import World
 from adakron.engine.engine import TrainingEngine
@@ -28,6 +28,7 @@ from adakron.errors import ConfigError
 from adakron.evaluator import Evaluator
 from adakron.log import get_logger
 from adakron.metrics import MetricRecorder, peak_memory_mib
+from adakron.passes import ForwardPass
 from adakron.placement import some_of
 from adakron.tasks import create_task
 from adakron.tasks.classification import TextClassificationTask
@@ -68,8 +69,9 @@ def main(arguments: Sequence[str], world: World) -> None:
     model, info, router = attached.model, attached.info, attached.router
     trainable.assert_trainable(model, info)
     check_consistency(config, model)
+    masks = randomness.mask_dropout(model, config.training.seed) if config.training.dropout_masks == "per_example" else None
     if config.training.gradient_checkpointing:
-        models.checkpoint_activations(model, router)
+        models.checkpoint_activations(model, router, masks)
     report = trainable.parameter_report(model, info)
     encoded = {name: task.encode(name, base.tokenizer) for name in splits}
     for name, split in encoded.items():
@@ -83,7 +85,8 @@ def main(arguments: Sequence[str], world: World) -> None:
         config.adapter.method, world.world_size, device.type, settings.stage, settings.precision, f"{report.trainable:,}",
         f"{report.total:,}", f"{report.adapter:,}", len(info.sites), f"{report.head:,}", f"{report.tuned:,}",
     )  # fmt: skip
-    torch.manual_seed(config.training.seed + world.rank)  # dropout: a stream of its own on every rank
+    # A stream of its own on every rank: the framework's dropout, and what a method of PEFT's draws besides.
+    torch.manual_seed(config.training.seed + world.rank)
     evaluator = Evaluator(
         task,
         batch_size=config.training.per_device_eval_batch_size,
@@ -125,6 +128,12 @@ def main(arguments: Sequence[str], world: World) -> None:
         if world.rank == 0:
             run_folder.prune_checkpoints(folder, config.training.save_total_limit, state["best_step"])
 
+    def announce(place: ForwardPass) -> None:
+        if router is not None:
+            router.training_pass(place.step, place.micro_step, place.index)
+        if masks is not None:
+            masks.training_pass(place.step, place.index, place.examples)
+
     recorder = MetricRecorder(metric_sinks(config, folder) if world.rank == 0 else ())
     trainer = Trainer(
         engine,
@@ -137,7 +146,7 @@ def main(arguments: Sequence[str], world: World) -> None:
         recorder=recorder,
         pad_token_id=int(base.tokenizer.pad_token_id),
         save_checkpoint=save_checkpoint,
-        before_pass=lambda place: router.training_pass(place.step, place.micro_step, place.index) if router else None,
+        before_pass=announce,
     )
     with contextlib.closing(recorder):  # what a run that fails last measured is what one wants to see
         result = trainer.run()

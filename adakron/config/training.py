@@ -39,6 +39,11 @@ class TrainingConfig(Settings):
     bf16: bool | None = flag(None, 'Train in bfloat16, where the JSON says {"bf16": {"enabled": "auto"}}.')
     fp16: bool | None = flag(None, 'Train in float16, where the JSON says {"fp16": {"enabled": "auto"}}.')
     seed: int = flag(42, "Seed of initialisation, data order and dropout.")
+    dropout_masks: Literal["per_example", "framework"] = flag(
+        "per_example",
+        "Dropout's masks: of each example at each step, whatever batch it is in (docs/exactness.md), or torch's stream per rank.",
+    )
+    verify_batch_invariance: bool = flag(False, "Before training, check that one step's gradient does not depend on the micro-batch.")
     logging_steps: int = flag(10, "Write training metrics every so many steps.")
     logging_dir: str | None = flag(None, "TensorBoard folder. Default: <output_dir>/tensorboard.")
     eval_strategy: Interval = flag("epoch", "When to evaluate during training.", "--evaluation_strategy")

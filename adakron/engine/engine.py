@@ -128,6 +128,21 @@ class TrainingEngine:
         """
         self._engine.backward(loss_sum * (self._world_size / max(1, global_targets)), scale_wrt_gas=False)
 
+    def gradient_of(self, loss_sum: Tensor, global_targets: int) -> dict[str, Tensor]:
+        """What `backward` would add, by parameter name, whole and in fp32, of this rank alone; nothing is accumulated.
+
+        All ranks together, for at stage 3 they gather the parameters. See `backward` for the arguments.
+        """
+        # Autograd hands these gradients out, so the hooks that give them to DeepSpeed never run.
+        scale = self.loss_scale
+        parts = torch.autograd.grad(
+            loss_sum * (self._world_size * scale / max(1, global_targets)), list(self._named.values()), allow_unused=True
+        )
+        return {
+            name: (torch.zeros((), device=self.device) if part is None else part.float() / scale)
+            for name, part in zip(self._named, parts, strict=True)
+        }
+
     def step(self) -> bool:
         """Reduce, clip, update, advance the schedule. False where a gradient overflowed and the step was skipped.
 

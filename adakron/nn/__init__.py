@@ -10,6 +10,7 @@ from adakron.nn.adapter import (
     layer_width,
     projection_sizes,
 )
+from adakron.nn.dropout import DropoutMasks, TableDropout
 from adakron.nn.kronecker import FactorOrder, kronecker_product
 from adakron.nn.projection import Projection, ScoreInit
 from adakron.nn.routing import Router
@@ -20,10 +21,12 @@ __all__ = [
     "AdaptedLayer",
     "Bottleneck",
     "BottleneckAdapter",
+    "DropoutMasks",
     "FactorOrder",
     "Projection",
     "Router",
     "ScoreInit",
+    "TableDropout",
     "adapter_parameter_count",
     "kronecker_product",
     "layer_width",

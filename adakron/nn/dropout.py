@@ -1,0 +1,238 @@
+"""Dropout whose masks belong to examples: what a row loses does not depend on which rows, ranks or padding it trains beside.
+
+The keep-mask of an element is a hash of (seed, step, pass, example, call, position): the run's seed, optimizer steps done, forward
+pass of the micro-batch, the row's place in the training split, which dropout of the forward pass it is, and where in the row the
+element stands. No generator is advanced.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adakron.errors import ConfigError
+from adakron.nn import counters
+
+_ROWS, _SHARED = 0, 1  # first counter below the seed: masks of examples, and draws that all rows of a step share
+
+_FRAMEWORK = "set --dropout_masks framework"
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """A forward pass. keys: (B,) of its rows, on the host. shared: key of what all rows of its step share. tokens: T of its input."""
+
+    keys: Tensor
+    shared: int
+    tokens: int = 0
+
+
+class DropoutMasks:
+    """Masks for the forward passes of one model's training. The loop says where it stands before each: `training_pass`.
+
+    seed: of the run, 64 bits. While `running` is entered, dropout of torch, also inside attention, takes its masks from here.
+    """
+
+    def __init__(self, seed: int):
+        self.seed = seed
+        self._next: _Pass | None = None
+        self._pass: _Pass | None = None
+        self._keys: Tensor | None = None  # of the pass, on the device of what is dropped
+        self._calls = 0
+
+    def training_pass(self, step: int, index: int, examples: np.ndarray) -> None:
+        """The next forward pass. step: optimizer steps done. index: pass of the micro-batch. examples: (B,) places in the split."""
+        rows = counters.key_of(self.seed, (_ROWS, step, index))
+        shared = counters.key_of(self.seed, (_SHARED, step, index))
+        self._next = _Pass(torch.from_numpy(counters.mixed_array(rows, np.asarray(examples))), shared)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a forward pass takes its masks from here now."""
+        return self._pass is not None
+
+    @contextmanager
+    def running(self, rows: int, tokens: int) -> Iterator[None]:
+        """Around the forward pass that was announced. rows: B of its input. tokens: T, padding included."""
+        if self._next is None or len(self._next.keys) != rows:
+            known = "none was" if self._next is None else f"{len(self._next.keys)} were"
+            raise ConfigError(f"a forward pass in training has {rows} rows, and {known} announced to DropoutMasks.training_pass")
+        with self._at(_Pass(self._next.keys, self._next.shared, tokens), calls=0):
+            yield
+
+    def checkpoint_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        """`context_fn` for `torch.utils.checkpoint`: what is computed again in the backward pass is given the same masks again."""
+        return nullcontext(), (self._at(self._pass, self._calls) if self._pass is not None else nullcontext())
+
+    @contextmanager
+    def _at(self, place: _Pass, calls: int) -> Iterator[None]:
+        before = self._pass, self._keys, self._calls
+        self._pass, self._keys, self._calls = place, None, calls
+        try:
+            with _substituted(self):
+                yield
+        finally:
+            self._pass, self._keys, self._calls = before
+
+    def noise(self, x: Tensor, p: float, *, shared: bool = False) -> Tensor:
+        """What dropout with probability p multiplies x by: 0 for dropped elements, 1 / (1 - p) for others; x's shape and dtype.
+
+        x: an example's elements in each row, (B, ...), its tokens as (B, T, D) or flattened to (B T, D); attention (B, H, T, T).
+        shared: x belongs to the step and not to examples; all micro-batches of the step lose the same.
+        p is rounded to a multiple of 2^-16, and elements are scaled for the rounded one. Raises ConfigError on other shapes.
+        """
+        call, self._calls = self._calls, self._calls + 1
+        limit = counters.threshold(p)
+        kept = 1.0 - (limit + 2 ** (counters.DRAW_BITS - 1)) / 2**counters.DRAW_BITS
+        uniform = counters.draws(self._row_keys(x, call, shared), x.shape[-1])
+        noise = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        torch.ge(uniform.view(x.shape) if uniform.is_contiguous() else uniform.reshape(x.shape), limit, out=noise)
+        return noise.mul_(1.0 / kept)
+
+    def _row_keys(self, x: Tensor, call: int, shared: bool) -> Tensor:
+        """The keys of x's rows of the last dimension: an example's, then one counter for each dimension in between."""
+        assert self._pass is not None
+        rows, tokens = len(self._pass.keys), self._pass.tokens
+        if shared:
+            between = tuple(x.shape[:-1])
+            keys = torch.tensor(counters.signed(counters.mixed(self._pass.shared, call)), device=x.device)
+        else:
+            if x.dim() >= 2 and x.shape[0] == rows:
+                between = tuple(x.shape[1:-1])
+            elif x.dim() == 2 and x.shape[0] == rows * tokens:
+                between = (tokens,)
+            else:
+                raise ConfigError(
+                    f"dropout of a tensor of shape {tuple(x.shape)} in a forward pass of {rows} rows and {tokens} tokens: masks that"
+                    f" belong to examples cannot tell which element belongs to which example ({_FRAMEWORK})"
+                )
+            if self._keys is None or self._keys.device != x.device:
+                self._keys = self._pass.keys.to(x.device, non_blocking=True)
+            keys = counters.mixed_with(self._keys, call)
+        for size in between:
+            keys = counters.mixed_tensor(keys, size)
+        return keys
+
+    def dropped(self, x: Tensor, p: float, *, inplace: bool = False, shared: bool = False) -> Tensor:
+        """x after dropout. See `noise`."""
+        noise = self.noise(x, p, shared=shared)
+        return x.mul_(noise) if inplace else x * noise
+
+    def shared_uniform(self) -> float:
+        """A number in [0, 1) that all micro-batches and ranks of the step share: whether a layer is skipped."""
+        assert self._pass is not None
+        call, self._calls = self._calls, self._calls + 1
+        return counters.uniform(counters.mixed(self._pass.shared, call))
+
+
+class TableDropout(nn.Module):
+    """Dropout of a table that all examples share, such as DeBERTa's relative positions (rows, D): one mask for a whole step."""
+
+    def __init__(self, p: float, masks: DropoutMasks):
+        super().__init__()
+        self.p = p
+        self._masks = masks
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(rows, D) to (rows, D)."""
+        if not (self.training and self.p > 0 and self._masks.is_running):
+            return F.dropout(x, self.p, self.training)
+        return self._masks.dropped(x, self.p, shared=True)
+
+    def extra_repr(self) -> str:
+        """As of `nn.Dropout`."""
+        return f"p={self.p}"
+
+
+def _attention(
+    masks: DropoutMasks,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None,
+    dropout_p: float,
+    is_causal: bool,
+    scale: float | None,
+    enable_gqa: bool,
+) -> Tensor:
+    """`scaled_dot_product_attention` written out, (B, H, T, D) each, with masks on the attention's weights (B, H, T, T)."""
+    if enable_gqa:
+        key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
+        value = value.repeat_interleave(query.shape[-3] // value.shape[-3], -3)
+    scores = query @ key.transpose(-2, -1) * (1.0 / math.sqrt(query.shape[-1]) if scale is None else scale)
+    if is_causal:
+        causal = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+        attn_mask = causal if attn_mask is None else attn_mask & causal
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        scores = scores.masked_fill(~attn_mask, torch.finfo(scores.dtype).min)
+    elif attn_mask is not None:
+        scores = scores + attn_mask
+    weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
+    return masks.dropped(weights, dropout_p) @ value
+
+
+_WITHOUT_ROWS = ("dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout")
+
+
+@contextmanager
+def _substituted(masks: DropoutMasks) -> Iterator[None]:
+    """Let torch's dropout functions ask `masks`.
+
+    Models call them by these names: `nn.Dropout`, eager attention and the blocks of BART or OPT all end here. A TorchFunctionMode
+    would see the same calls, and costs several microseconds for every other operation of the forward pass.
+    """
+    attention, rand, dropout = F.scaled_dot_product_attention, torch.rand, F.dropout
+
+    def masked_dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+        if not training or not 0.0 < p < 1.0:
+            return dropout(input, p, training, inplace)
+        return masks.dropped(input, p, inplace=inplace)
+
+    def masked_attention(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        if dropout_p == 0.0:
+            return attention(query, key, value, attn_mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa)
+        return _attention(masks, query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+
+    def shared_rand(*size: Any, **options: Any) -> Tensor:
+        # One number decides on a layer or an adapter (layerdrop, PEFT's module_dropout); more of them are not dropout's.
+        if size not in (([],), ((),), (1,)) or options:
+            return rand(*size, **options)
+        return torch.full(size if size == (1,) else (), masks.shared_uniform())
+
+    def refusing(name: str, original: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def refused(input: Tensor, p: float = 0.5, training: bool = False, inplace: bool = False) -> Tensor:
+            if training and p > 0.0:
+                raise ConfigError(f"the model uses {name}, for which there are no masks that belong to examples ({_FRAMEWORK})")
+            return original(input, p, training, inplace)
+
+        return refused
+
+    originals: dict[tuple[Any, str], Any] = {
+        (F, "dropout"): masked_dropout,
+        (F, "scaled_dot_product_attention"): masked_attention,
+        (torch, "rand"): shared_rand,
+        **{(F, name): refusing(name, getattr(F, name)) for name in _WITHOUT_ROWS},
+    }
+    before = {place: getattr(*place) for place in originals}
+    for place, function in originals.items():
+        setattr(*place, function)
+    try:
+        yield
+    finally:
+        for place, function in before.items():
+            setattr(*place, function)
