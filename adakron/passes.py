@@ -81,8 +81,9 @@ class StepPasses:
         targets = int(self._train.target_counts[batch.examples].sum())
         total: dict[str, Tensor] = {}
         for micro_step, indices in pieces:
-            loss_sum, disagreement_sum = self._losses(indices, batch.examples[:1], micro_step)
-            gradient = self._engine.gradient_of(loss_sum + self._consistency_weight * disagreement_sum, targets)
+            with self._engine.off_the_record():
+                loss_sum, disagreement_sum = self._losses(indices, batch.examples[:1], micro_step)
+                gradient = self._engine.gradient_of(loss_sum + self._consistency_weight * disagreement_sum, targets)
             total = {name: total[name] + part if total else part for name, part in gradient.items()}
         return total
 

@@ -1,15 +1,17 @@
 """Dropout of a whole model that depends on its examples and not on how they are batched: the model's side of `nn.dropout`."""
 
 import re
+from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from adakron.errors import ConfigError
 from adakron.log import get_logger
-from adakron.nn import DropoutMasks, TableDropout
+from adakron.nn import DropoutMasks, Router, TableDropout
 
 logger = get_logger(__name__)
 
@@ -33,6 +35,38 @@ def mask_dropout(model: nn.Module, seed: int) -> DropoutMasks:
             model.set_submodule(name, TableDropout(module.p, masks).train(module.training))
     _follow_passes(model, masks)
     return masks
+
+
+class Place(Protocol):
+    """Where a forward pass of training stands: `passes.ForwardPass`."""
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+
+    @property
+    def micro_step(self) -> int:
+        """Micro-batch of the step on this rank."""
+
+    @property
+    def index(self) -> int:
+        """Pass of the micro-batch."""
+
+    @property
+    def examples(self) -> np.ndarray:
+        """(B,) the rows' places in the training split."""
+
+
+def announcer(router: Router | None, masks: DropoutMasks | None) -> Callable[[Place], None]:
+    """What tells a model's counters, as far as it has any, of every forward pass before it."""
+
+    def announce(place: Place) -> None:
+        if router is not None:
+            router.training_pass(place.step, place.micro_step, place.index)
+        if masks is not None:
+            masks.training_pass(place.step, place.index, place.examples)
+
+    return announce
 
 
 def _check_attention(config: Any) -> None:

@@ -28,7 +28,6 @@ from adakron.errors import ConfigError
 from adakron.evaluator import Evaluator
 from adakron.log import get_logger
 from adakron.metrics import MetricRecorder, peak_memory_mib
-from adakron.passes import ForwardPass
 from adakron.placement import some_of
 from adakron.tasks import create_task
 from adakron.tasks.classification import TextClassificationTask
@@ -128,12 +127,6 @@ def main(arguments: Sequence[str], world: World) -> None:
         if world.rank == 0:
             run_folder.prune_checkpoints(folder, config.training.save_total_limit, state["best_step"])
 
-    def announce(place: ForwardPass) -> None:
-        if router is not None:
-            router.training_pass(place.step, place.micro_step, place.index)
-        if masks is not None:
-            masks.training_pass(place.step, place.index, place.examples)
-
     recorder = MetricRecorder(metric_sinks(config, folder) if world.rank == 0 else ())
     trainer = Trainer(
         engine,
@@ -146,7 +139,7 @@ def main(arguments: Sequence[str], world: World) -> None:
         recorder=recorder,
         pad_token_id=int(base.tokenizer.pad_token_id),
         save_checkpoint=save_checkpoint,
-        before_pass=announce,
+        before_pass=randomness.announcer(router, masks),
     )
     with contextlib.closing(recorder):  # what a run that fails last measured is what one wants to see
         result = trainer.run()

@@ -6,8 +6,9 @@ accumulation and the number of ranks: each backward is scaled by world_size / gl
 gradients over ranks, and DeepSpeed's own division by the accumulation steps is switched off.
 """
 
+import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import deepspeed
@@ -88,6 +89,7 @@ class TrainingEngine:
             optimizer.register_step_pre_hook(lambda *_: self._clip_at_stage0())
         with quiet_initialisation():
             self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, lr_scheduler=scheduler, config=settings.config)
+        self._forward: Callable[..., Any] = self._engine
         self._named = {name: p for name, p in self._engine.module.named_parameters() if p.requires_grad}
 
     @property
@@ -112,7 +114,7 @@ class TrainingEngine:
 
     def __call__(self, **inputs: Tensor) -> Any:
         """The model's output. Always through here, never through the bare module: ZeRO-3 gathers weights around this call."""
-        return self._engine(**inputs)
+        return self._forward(**inputs)
 
     def train(self) -> None:
         """Dropout on."""
@@ -131,7 +133,7 @@ class TrainingEngine:
     def gradient_of(self, loss_sum: Tensor, global_targets: int) -> dict[str, Tensor]:
         """What `backward` would add, by parameter name, whole and in fp32, of this rank alone; nothing is accumulated.
 
-        All ranks together, for at stage 3 they gather the parameters. See `backward` for the arguments.
+        Only inside `off_the_record`, all ranks together. See `backward` for the arguments.
         """
         # Autograd hands these gradients out, so the hooks that give them to DeepSpeed never run.
         scale = self.loss_scale
@@ -139,9 +141,21 @@ class TrainingEngine:
             loss_sum * (self._world_size * scale / max(1, global_targets)), list(self._named.values()), allow_unused=True
         )
         return {
-            name: (torch.zeros((), device=self.device) if part is None else part.float() / scale)
+            name: torch.zeros((), device=self.device) if part is None else part.float() / scale
             for name, part in zip(self._named, parts, strict=True)
         }
+
+    @contextlib.contextmanager
+    def off_the_record(self) -> Iterator[None]:
+        """Forward passes whose gradients are asked for by `gradient_of` and never reach the optimizer."""
+        self._forward = self._engine.module
+        try:
+            yield
+        finally:
+            self._forward = self._engine
+            if self.settings.stage == 3:
+                # As behind a backward pass of its own: the next forward pass starts a new walk through the partitioned modules.
+                self._engine.optimizer._get_param_coordinator().reset_step()
 
     def step(self) -> bool:
         """Reduce, clip, update, advance the schedule. False where a gradient overflowed and the step was skipped.

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 WORDS = [
     "the",
@@ -36,25 +36,40 @@ WORDS = [
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
-def save_tiny_bert(folder: Path, *, dropout: float = 0.0, seed: int = 0, num_layers: int = 2, hidden_size: int = 32) -> Path:
-    """A random BERT with its own word-level tokenizer, as transformers saves them."""
+def word_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer of WORDS that puts [CLS] before a text and [SEP] behind it."""
     vocabulary = {word: index for index, word in enumerate(SPECIAL + WORDS)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
-    fast = PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]",
         model_input_names=["input_ids", "token_type_ids", "attention_mask"],
     )  # fmt: skip
+
+
+def save_tiny_bert(folder: Path, *, dropout: float = 0.0, seed: int = 0, num_layers: int = 2, hidden_size: int = 32) -> Path:
+    """A random BERT with its own word-level tokenizer, as transformers saves them."""
     torch.manual_seed(seed)
     config = BertConfig(
-        vocab_size=len(vocabulary), hidden_size=hidden_size, num_hidden_layers=num_layers, num_attention_heads=4, intermediate_size=64,
+        vocab_size=len(SPECIAL + WORDS), hidden_size=hidden_size, num_hidden_layers=num_layers, num_attention_heads=4, intermediate_size=64,
         max_position_embeddings=64, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout, pad_token_id=0,
     )  # fmt: skip
     BertForSequenceClassification(config).bert.save_pretrained(folder)
-    fast.save_pretrained(folder)
+    word_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def save_tiny_gpt2(folder: Path) -> Path:
+    """A random GPT-2 with the same tokenizer."""
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=len(SPECIAL + WORDS), n_embd=32, n_layer=2, n_head=4, n_positions=64, pad_token_id=0, bos_token_id=2, eos_token_id=3
+    )
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    word_tokenizer().save_pretrained(folder)
     return folder
 
 
