@@ -16,6 +16,7 @@ DRAWS_PER_WORD = 64 // DRAW_BITS
 _GOLDEN = 0x9E3779B97F4A7C15
 _FIRST, _SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 _WORD = 0xD6E8FEB86659FD93
+_WORDS_IN_CACHE = 2**15
 _COLUMNS = 1  # the key that columns' keys are mixed from
 
 _columns: dict[torch.device, Tensor] = {}
@@ -64,15 +65,27 @@ def draws(row_keys: Tensor, width: int) -> Tensor:
     # torch shifts int64 arithmetically. Adding the high half with its sign loses no bit, as a xor with it would. Sums and products
     # with constants alone would keep the difference of two words; w(2w + 1) does not, and is one to one.
     words.mul_(signed(_WORD))
-    words.add_(words >> 32)
+    high = words >> 32
+    words.add_(high)
     words.addcmul_(words, words, value=2)
-    words.add_(words >> 32)
+    words.add_(torch.bitwise_right_shift(words, 32, out=high))
     return words.view(torch.int16)[..., :width]
 
 
+def at_least(row_keys: Tensor, limit: int, out: Tensor) -> Tensor:
+    """Write 1 into out where a draw is at least limit, else 0. out: contiguous, of any dtype, of the keys' shape and (columns,)."""
+    rows, columns = row_keys.flatten(), out.view(-1, out.shape[-1])
+    # On a CPU in pieces that stay in its cache: fresh memory for all words at once would take longer than the arithmetic.
+    most = max(1, _WORDS_IN_CACHE * DRAWS_PER_WORD // max(1, out.shape[-1])) if out.device.type == "cpu" else max(1, len(rows))
+    for start in range(0, len(rows), most):
+        piece = columns[start : start + most]
+        torch.ge(draws(rows[start : start + most], out.shape[-1]), limit, out=piece)
+    return out
+
+
 def threshold(probability: float) -> int:
-    """The draw below which a share `probability` of all draws lies, to the nearest of 2^16; for p > 0 never none of them."""
-    share = min(max(round(probability * 2**DRAW_BITS), int(probability > 0)), 2**DRAW_BITS)
+    """The draw below which a share `probability` in (0, 1) of all draws lies, rounded to a multiple of 2^-16 that is neither 0 nor 1."""
+    share = min(max(round(probability * 2**DRAW_BITS), 1), 2**DRAW_BITS - 1)
     return share - 2 ** (DRAW_BITS - 1)
 
 

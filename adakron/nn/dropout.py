@@ -87,17 +87,12 @@ class DropoutMasks:
         shared: x belongs to the step and not to examples; all micro-batches of the step lose the same.
         p is rounded to a multiple of 2^-16, and elements are scaled for the rounded one. Raises ConfigError on other shapes.
         """
-        call, self._calls = self._calls, self._calls + 1
-        limit = counters.threshold(p)
-        kept = 1.0 - (limit + 2 ** (counters.DRAW_BITS - 1)) / 2**counters.DRAW_BITS
-        uniform = counters.draws(self._row_keys(x, call, shared), x.shape[-1])
-        noise = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-        torch.ge(uniform.view(x.shape) if uniform.is_contiguous() else uniform.reshape(x.shape), limit, out=noise)
-        return noise.mul_(1.0 / kept)
+        return _noise(self._row_keys(x, shared), p, x)
 
-    def _row_keys(self, x: Tensor, call: int, shared: bool) -> Tensor:
+    def _row_keys(self, x: Tensor, shared: bool) -> Tensor:
         """The keys of x's rows of the last dimension: an example's, then one counter for each dimension in between."""
         assert self._pass is not None
+        call, self._calls = self._calls, self._calls + 1
         rows, tokens = len(self._pass.keys), self._pass.tokens
         if shared:
             between = tuple(x.shape[:-1])
@@ -121,14 +116,38 @@ class DropoutMasks:
 
     def dropped(self, x: Tensor, p: float, *, inplace: bool = False, shared: bool = False) -> Tensor:
         """x after dropout. See `noise`."""
-        noise = self.noise(x, p, shared=shared)
-        return x.mul_(noise) if inplace else x * noise
+        if inplace:
+            return x.mul_(self.noise(x, p, shared=shared))
+        result: Tensor = _Dropped.apply(x, self._row_keys(x, shared), p)  # type: ignore[no-untyped-call]
+        return result
 
     def shared_uniform(self) -> float:
         """A number in [0, 1) that all micro-batches and ranks of the step share: whether a layer is skipped."""
         assert self._pass is not None
         call, self._calls = self._calls, self._calls + 1
         return counters.uniform(counters.mixed(self._pass.shared, call))
+
+
+def _noise(row_keys: Tensor, p: float, like: Tensor) -> Tensor:
+    limit = counters.threshold(p)
+    kept = 1.0 - (limit + 2 ** (counters.DRAW_BITS - 1)) / 2**counters.DRAW_BITS
+    noise = torch.empty(like.shape, dtype=like.dtype, device=like.device)
+    return counters.at_least(row_keys, limit, noise).mul_(1.0 / kept)
+
+
+class _Dropped(torch.autograd.Function):
+    """x times its noise, which the backward pass makes again: that takes less time than fresh memory to keep it in."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, row_keys: Tensor, p: float) -> Tensor:
+        ctx.save_for_backward(row_keys)
+        ctx.p = p
+        return _noise(row_keys, p, x).mul_(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (row_keys,) = ctx.saved_tensors
+        return _noise(row_keys, ctx.p, gradient) * gradient, None, None
 
 
 class TableDropout(nn.Module):

@@ -6,6 +6,7 @@ Cases cover every pair of values of any two of these factors; ADAKRON_FULL_MATRI
 
 import dataclasses
 import itertools
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 
 from tests.helpers.engine_worker import Case
 from tests.helpers.exactness import Outcome, assert_same, launched, plain_loop
+from tests.helpers.launch import Finished, python
 from tests.helpers.problems import MATRIX, write_inputs
 
 pytestmark = pytest.mark.launcher
@@ -108,3 +110,23 @@ def test_the_check_leaves_no_trace_in_a_run(case: Case, runs: dict[str, Outcome]
     assert (found.losses, found.grad_norms) == (expected.losses, expected.grad_norms)
     assert found.tensors.keys() == expected.tensors.keys()
     assert all(torch.equal(found.tensors[name], tensor) for name, tensor in expected.tensors.items())
+
+
+def test_the_check_stops_what_depends_on_the_micro_batch(folder: Path, tmp_path: Path) -> None:
+    def start(name: str, *arguments: str) -> Finished:
+        return python(
+            "launch/train.py", "--deepspeed", "ds_configs/zero2_fp32.json", "--model_name_or_path", str(folder / "bert"),
+            "--task_name", "text", "--data_dir", str(folder / "classification, dropout 0.1"), "--text_column", "text",
+            "--label_column", "label", "--bottleneck_dim", "8", "--dropout", "0.1", "--do_train", "--max_steps", "2",
+            "--per_device_train_batch_size", "8", "--eval_strategy", "no", "--verify_batch_invariance",
+            "--output_dir", str(tmp_path / name), *arguments,
+        )  # fmt: skip
+
+    passed = start("masks")
+    assert passed.returncode == 0, passed.output
+    assert "batch invariance: gradients in halves of the micro-batches differ by" in passed.stderr
+    assert json.loads((tmp_path / "masks" / "run.json").read_text())["config"]["training"]["dropout_masks"] == "per_example"
+    stopped = start("stream", "--dropout_masks", "framework")
+    assert stopped.returncode == 2, stopped.output
+    assert "set --dropout_masks per_example or --dropout 0" in stopped.stderr
+    assert "Traceback" not in stopped.output
