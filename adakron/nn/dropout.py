@@ -118,7 +118,7 @@ class DropoutMasks:
         """x after dropout. See `noise`."""
         if inplace:
             return x.mul_(self.noise(x, p, shared=shared))
-        result: Tensor = _Dropped.apply(x, self._row_keys(x, shared), p)  # type: ignore[no-untyped-call]
+        result: Tensor = _Dropped.apply(x, self._row_keys(x, shared), p)
         return result
 
     def shared_uniform(self) -> float:
@@ -147,7 +147,7 @@ class _Dropped(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (row_keys,) = ctx.saved_tensors
-        return _noise(row_keys, ctx.p, gradient) * gradient, None, None
+        return _noise(row_keys, ctx.p, gradient).mul_(gradient), None, None
 
 
 class TableDropout(nn.Module):
