@@ -23,6 +23,7 @@ from adakron.config import AdapterConfig, DataConfig, ModelConfig, RunConfig, Tr
 from adakron.distributed import World
 from adakron.errors import ConfigError
 from adakron.fingerprint import take_fingerprint
+from adakron.store import CHECKPOINT_PREFIX
 from adakron.tasks import create_task
 from adakron.tasks.glue import GLUE_TASKS
 from adakron.trainable import AdaptedModelInfo
@@ -159,7 +160,7 @@ def merge(arguments: Sequence[str]) -> None:
 def _copy_run(source: Path, folder: Path, adapter: AdapterConfig) -> bool:
     """Give the merged folder the run's configuration, which evaluate.py and predict.py read; whether there is one."""
     # A checkpoint's is that of the run around it.
-    home = source.parent if source.name.startswith(run_folder.CHECKPOINT_PREFIX) else source
+    home = source.parent if source.name.startswith(CHECKPOINT_PREFIX) else source
     if not (home / run_folder.RUN_FILE).is_file():
         return False
     record = run_folder.read_run(home)

@@ -17,8 +17,8 @@ EXIT_INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
 
 
-def run_program(main: Callable[[Sequence[str], World], None]) -> int:
-    """Run a program's main with the command line and this process's place; the exit code.
+def run_program(main: Callable[[Sequence[str], World], int | None]) -> int:
+    """Run a program's main with the command line and this process's place; the exit code: what main returns, None being 0.
 
     An error is printed once per host: all ranks of a host see the same files and flags.
     """
@@ -31,7 +31,7 @@ def run_program(main: Callable[[Sequence[str], World], None]) -> int:
     setup_logging(world.rank)
     distributed.use_threads(world, os.environ)
     try:
-        main(sys.argv[1:], world)
+        return main(sys.argv[1:], world) or 0
     except AdaKronError as error:
         if world.local_rank == 0:
             print(_paragraph(error), file=sys.stderr, flush=True)
@@ -42,7 +42,6 @@ def run_program(main: Callable[[Sequence[str], World], None]) -> int:
         return EXIT_INTERRUPTED
     finally:
         distributed.leave_group()
-    return 0
 
 
 def _paragraph(error: AdaKronError) -> str:

@@ -1,5 +1,6 @@
 """What a training run writes down: its configuration, where its metrics go, its results."""
 
+import contextlib
 import dataclasses
 import sys
 from collections.abc import Mapping
@@ -36,15 +37,16 @@ def as_recorded(config: RunConfig, base_model: str, task: Task) -> RunConfig:
     )
 
 
-def claim_folder(config: RunConfig, settings: DeepSpeedSettings) -> Path:
-    """Make the output folder, holding the resolved configuration. Rank 0 only."""
+def claim_folder(config: RunConfig, settings: DeepSpeedSettings, held: contextlib.ExitStack) -> Path:
+    """Make the output folder, holding the resolved configuration; held gets its lock. Rank 0 only."""
     training = config.training
     if training.output_dir:
         folder = Path(training.output_dir)
-        run_folder.claim(folder, training.overwrite_output_dir)
+        lock = run_folder.claim(folder, training.overwrite_output_dir)
     else:
         name = f"{config.data.task_name}-{config.adapter.method}-seed{training.seed}-{datetime.now():%Y%m%d-%H%M%S}"
-        folder = run_folder.claim_new(DEFAULT_PARENT / name)
+        folder, lock = run_folder.claim_new(DEFAULT_PARENT / name)
+    held.enter_context(lock)
     record = {"config": config.to_dict(), "precision": settings.precision, "command": sys.argv, **run_folder.environment()}
     run_folder.write_json(folder / run_folder.RUN_FILE, record)
     run_folder.write_json(folder / run_folder.DEEPSPEED_FILE, settings.config)

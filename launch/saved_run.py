@@ -17,6 +17,7 @@ from adakron.distributed import World
 from adakron.errors import CheckpointError, ConfigError
 from adakron.evaluator import Evaluator
 from adakron.models import DTYPES
+from adakron.store import CheckpointStore
 from adakron.tasks import create_task
 from adakron.tasks.base import Task
 from launch import attachment
@@ -122,9 +123,11 @@ def open_run(options: argparse.Namespace, world: World, needs_data: bool = True)
 def _check_finished(folder: Path) -> None:
     if (folder / adapter_folder.CONFIG_FILE).is_file():
         return
-    saved = [path for path in folder.glob(f"{run_folder.CHECKPOINT_PREFIX}*") if (path / adapter_folder.CONFIG_FILE).is_file()]
-    newest = max(saved, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
-    remedy = f"name its newest checkpoint: {newest}" if newest else "it saved no checkpoint either; train again"
+    store = CheckpointStore(folder)
+    # Those of older versions have no manifest to be verified by.
+    unverified = [one for one in store.checkpoints() if (one.path / adapter_folder.CONFIG_FILE).is_file()]
+    newest = store.newest_good().checkpoint or (unverified[-1] if unverified else None)
+    remedy = f"name its newest checkpoint: {newest.path}" if newest else "it saved no checkpoint either; train again"
     raise CheckpointError(f"the run in {folder} did not finish: it holds no {adapter_folder.CONFIG_FILE}; {remedy}")
 
 

@@ -29,6 +29,7 @@ from adakron.evaluator import Evaluator
 from adakron.log import get_logger
 from adakron.metrics import MetricRecorder, peak_memory_mib
 from adakron.placement import some_of
+from adakron.store import CheckpointStore
 from adakron.tasks import create_task
 from adakron.tasks.classification import TextClassificationTask
 from adakron.trainer import Trainer, total_steps
@@ -44,6 +45,11 @@ logger = get_logger(__name__)
 
 def main(arguments: Sequence[str], world: World) -> None:
     """Train, evaluate, save and report one run."""
+    with contextlib.ExitStack() as held:
+        _run(arguments, world, held)
+
+
+def _run(arguments: Sequence[str], world: World, held: contextlib.ExitStack) -> None:
     started = time.perf_counter()
     config = parse_train(arguments)
     if config.training.do_train is False or (config.training.do_train is None and asks_for_stage(config)):
@@ -111,7 +117,9 @@ def main(arguments: Sequence[str], world: World) -> None:
         device=device,
     )
 
-    folder = distributed.on_rank_0(lambda: claim_folder(as_recorded(config, base.name, task), settings))
+    folder = distributed.on_rank_0(lambda: claim_folder(as_recorded(config, base.name, task), settings, held))
+
+    store = CheckpointStore(folder)
 
     def save(target: Path, trained: Mapping[str, Tensor], state: Mapping[str, Any], *, merge: bool = False) -> None:
         if world.rank == 0:
@@ -121,9 +129,12 @@ def main(arguments: Sequence[str], world: World) -> None:
             run_folder.write_json(target / run_folder.STATE_FILE, state)
 
     def save_checkpoint(step: int, tensors: Mapping[str, Tensor], state: dict[str, Any]) -> None:
-        save(folder / f"{run_folder.CHECKPOINT_PREFIX}{step}", tensors, state)
-        if world.rank == 0:
-            run_folder.prune_checkpoints(folder, config.training.save_total_limit, state["best_step"])
+        def write() -> None:
+            store.write(step, lambda staging: save(staging, tensors, state))
+            if config.training.save_total_limit is not None:
+                store.prune(config.training.save_total_limit, state["best_step"])
+
+        distributed.on_rank_0(write)
 
     recorder = MetricRecorder(metric_sinks(config, folder) if world.rank == 0 else ())
     trainer = Trainer(
