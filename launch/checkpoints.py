@@ -16,17 +16,22 @@ if Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().parent:
 
 
 import argparse
+import contextlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from adakron.distributed import World
 from adakron.errors import CheckpointError, ConfigError
+from adakron.log import get_logger
 from adakron.run_folder import STATE_FILE
 from adakron.run_lock import RunLock
 from adakron.store import Checkpoint, CheckpointStore
 from launch.program import run_program
+
+logger = get_logger(__name__)
 
 EXIT_DAMAGED = 1
 """Exit code of verify where not every checkpoint is whole, as cmp and diff have it."""
@@ -89,9 +94,7 @@ def _parser() -> _Parser:
         command.add_argument("run_folder", metavar="RUN", help="Output folder of a run.")
     for command in (ls, verify):
         command.add_argument("--json", action="store_true", help="Print JSON.")
-    prune.add_argument(
-        "--keep", type=int, required=True, metavar="N", help="How many good ones to keep, newest first; the best stays, too."
-    )
+    prune.add_argument("--keep", type=int, required=True, metavar="N", help="Keep the newest N good ones, and the best.")
     prune.add_argument("--dry_run", action="store_true", help="Only say what would be deleted.")
     return parser
 
@@ -100,7 +103,11 @@ def _examine(folder: Path, store: CheckpointStore) -> list[_Line]:
     examined = list(store.examined())[::-1]
     latest = store.latest
     good = [one.checkpoint for one in examined if not one.problems]
-    best = _best_step(folder, good[-1] if good else None)
+    try:
+        best = _best_step(folder, good[-1] if good else None)
+    except CheckpointError as error:
+        logger.warning("%s", error)
+        best = None
     lines = []
     for one in examined:
         checkpoint = one.checkpoint
@@ -111,12 +118,10 @@ def _examine(folder: Path, store: CheckpointStore) -> list[_Line]:
 
 
 def _prune(folder: Path, store: CheckpointStore, keep: int, dry_run: bool) -> None:
-    best = _best_step(folder, store.newest_good().checkpoint)
-    if dry_run:
-        gone = store.prunable(keep, best)
-    else:
-        with RunLock(folder):
-            gone = store.prune(keep, best)
+    # In a folder without checkpoints there is nothing to lock.
+    with contextlib.nullcontext() if dry_run or not store.checkpoints() else RunLock(folder):
+        best = _best_step(folder, store.newest_good().checkpoint)
+        gone = store.prunable(keep, best) if dry_run else store.prune(keep, best)
     verb = "would delete" if dry_run else "deleted"
     print("\n".join(f"{verb} {checkpoint.name}" for checkpoint in gone) or "nothing to delete")
 
@@ -151,15 +156,19 @@ def _metric(state: dict[str, Any], step: int) -> tuple[str, float] | None:
 
 
 def _size(folder: Path) -> int:
-    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
+    size = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):  # the run is deleting it
+                size += os.lstat(os.path.join(place, name)).st_size
+    return size
 
 
 def _state(line: _Line) -> str:
-    return (
-        f"bad: {line.problems[0]}" + (f" (and {len(line.problems) - 1} more)" if len(line.problems) > 1 else "")
-        if line.problems
-        else "good"
-    )
+    if not line.problems:
+        return "good"
+    more = len(line.problems) - 1
+    return f"bad: {line.problems[0]}" + (f" (and {more} more)" if more else "")
 
 
 def _table(lines: Sequence[_Line]) -> str:
