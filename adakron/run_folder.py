@@ -1,5 +1,6 @@
 """What a run leaves in its output folder, and how that folder is claimed: never over another run's files by accident."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -91,17 +92,17 @@ def claim(folder: Path, overwrite: bool) -> RunLock:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _not_ready(folder, error) from error
-    lock = RunLock(folder)
-    try:
-        if overwrite and (folder / RUN_FILE).exists():
-            _remove_run(folder)
-        (folder / RUN_FILE).open("x").close()
-    except FileExistsError:
-        lock.release()
-        raise ConfigError(f"output_dir {folder} was taken by another run this moment; name another folder (--output_dir)") from None
-    except OSError as error:
-        lock.release()
-        raise _not_ready(folder, error) from error
+    with contextlib.ExitStack() as held:
+        lock = held.enter_context(RunLock(folder))
+        try:
+            if overwrite and (folder / RUN_FILE).exists():
+                _remove_run(folder)
+            (folder / RUN_FILE).open("x").close()
+        except FileExistsError:
+            raise ConfigError(f"output_dir {folder} was taken by another run this moment; name another folder (--output_dir)") from None
+        except OSError as error:
+            raise _not_ready(folder, error) from error
+        held.pop_all()
     return lock
 
 

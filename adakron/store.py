@@ -80,8 +80,15 @@ class CheckpointStore:
         """All of them, by step, good or not. Raises CheckpointError where the folder cannot be read."""
         visible: dict[int, Path] = {}
         replaced: dict[int, Path] = {}
-        with _explained(f"the checkpoints in {self._folder} cannot be listed"):
-            entries = [entry for entry in _entries(self._folder) if entry.is_dir()] if self._folder.exists() else []
+        try:
+            entries = [entry for entry in _entries(self._folder) if entry.is_dir()]
+        except FileNotFoundError:
+            entries = []
+        except OSError as error:
+            raise CheckpointError(
+                f"the checkpoints in {self._folder} cannot be listed ({error.strerror}): the newest good one is chosen among all of them; "
+                "name a run's folder, and one that you may read"
+            ) from error
         for entry in entries:
             if match := _VISIBLE.fullmatch(entry.name):
                 visible[int(match[1])] = Path(entry.path)

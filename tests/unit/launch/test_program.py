@@ -41,5 +41,6 @@ def test_a_broken_launcher_environment_is_an_error_too(monkeypatch, capsys):
 
 def test_success_is_0_and_other_exceptions_pass():
     assert program.run_program(lambda arguments, world: None) == 0
+    assert program.run_program(lambda arguments, world: 1) == 1
     with pytest.raises(ZeroDivisionError):
         program.run_program(lambda arguments, world: 1 // 0)  # type: ignore[func-returns-value]
