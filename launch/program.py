@@ -9,9 +9,13 @@ from adakron import distributed
 from adakron.distributed import World
 from adakron.errors import AdaKronError
 from adakron.log import setup_logging
+from launch.failures import end_rank, is_lost_peer, without_deterministic_kernel
 
 EXIT_ERROR = 2
-"""Exit code of an error that the user can mend. An unexpected exception leaves with Python's 1 and its traceback."""
+"""Exit code of an error that the user can mend."""
+
+EXIT_UNEXPECTED = 1
+"""Exit code of an unexpected exception, as Python has it. A rank that lost another one leaves with `distributed.EXIT_LOST_RANK`."""
 
 EXIT_INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
@@ -32,10 +36,16 @@ def run_program(main: Callable[[Sequence[str], World], None]) -> int:
     distributed.use_threads(world, os.environ)
     try:
         main(sys.argv[1:], world)
-    except AdaKronError as error:
+    except Exception as error:
+        known = error if isinstance(error, AdaKronError) else without_deterministic_kernel(error)
+        code = EXIT_ERROR if known else EXIT_UNEXPECTED
+        if world.world_size > 1 and (distributed.peer_watch() is not None or is_lost_peer(error)):
+            end_rank(error, world, code, _paragraph(known) if known else None)
+        if known is None:
+            raise
         if world.local_rank == 0:
-            print(_paragraph(error), file=sys.stderr, flush=True)
-        return EXIT_ERROR
+            print(_paragraph(known), file=sys.stderr, flush=True)
+        return code
     except KeyboardInterrupt:
         if world.local_rank == 0:
             print("interrupted; saved checkpoint-<step> folders in the output folder can be evaluated", file=sys.stderr, flush=True)
