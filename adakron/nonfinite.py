@@ -87,13 +87,13 @@ class NonFiniteSteps:
             raise NumericalError(f"{text}; or go on without such steps: --on_nonfinite skip")
         # The gradient computed again is in the engine, which skips it again and forgets it; or finds it finite, and right.
         if self._engine.step():
-            logger.warning("%s; finite when computed again, and applied", text)
+            _warn("%s; finite when computed again, and applied", text)
             return again
         self.skipped += 1
         self._in_a_row += 1
         if self._in_a_row > MOST_IN_A_ROW:
             raise NumericalError(f"{text}; {MOST_IN_A_ROW} such steps in a row were skipped: this is no single bad batch")
-        logger.warning("skipped: %s", text)
+        _warn("skipped: %s", text)
         return None
 
     def explain(self, batch: GlobalBatch, reason: str) -> NumericalError:
@@ -157,6 +157,11 @@ class NonFiniteSteps:
             return str(self._evidence.keep(dump))
         except OSError as error:
             return f"no file, as it cannot be written: {error}"
+
+
+def _warn(text: str, *values: object) -> None:
+    if distributed.rank() == 0:  # all ranks know the same
+        logger.warning(text, *values)
 
 
 def _listed(examples: tuple[int, ...]) -> str:

@@ -59,7 +59,7 @@ class PeerWatch:
         self._stopped.set()
 
     def report(self, reason: str) -> None:
-        """Tell the others that this rank ends, and why. Takes two heartbeats, in which they hear it: the store may end with us."""
+        """Tell the others that this rank ends, and why."""
 
         def write() -> None:
             self._main_store.set(f"{_PREFIX}/end/{self._rank}", reason)
@@ -67,6 +67,9 @@ class PeerWatch:
 
         self.stop()
         self._ask(STORE_SECONDS, write, None)
+
+    def linger(self) -> None:
+        """Stay for two heartbeats, in which the others hear what was reported: the store may end with this process."""
         if self._store_answers:
             time.sleep(2 * BEAT_SECONDS)
 

@@ -61,6 +61,8 @@ def end_rank(error: BaseException, world: World, code: int, paragraph: str | Non
         speaker = world.rank - world.local_rank
         if world.local_rank == 0 or watch is None or watch.said(speaker) != paragraph[:2000]:
             say(paragraph)
+    if watch is not None:
+        watch.linger()
     sys.stdout.flush()
     os._exit(code)
 
