@@ -35,7 +35,7 @@ from adakron.tasks.base import Batch, EncodedSplit, Forward
 from adakron.tasks.glue import TextTask
 from adakron.trainable import trainable_groups
 from adakron.trainer import Trainer
-from launch.program import run_program
+from launch.program import execute
 from tests.helpers.engine_worker import PAD, PROBLEMS, SEED, prepare
 from tests.helpers.launch import ROOT
 
@@ -205,4 +205,4 @@ def main(arguments: Sequence[str], world: World) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run_program(main))
+    execute(main)
