@@ -34,6 +34,7 @@ _WRITTEN = TOKENIZER_FILES | {
     RUN_FILE, DEEPSPEED_FILE, STATE_FILE, METRICS_FILE, BACKBONE_FILE, "train_results.json", "eval_results.json",
     "all_results.json", "adapter_config.json", "adapter_model.safetensors",
 }  # fmt: skip
+_WRITTEN_NAMES = re.compile(r"predict_results_\w+\.tsv|nonfinite-step\d+-rank\d+(-\d+)?\.safetensors")
 _VERSIONED = (
     "adakron",
     "torch",
@@ -116,7 +117,7 @@ def _remove_run(folder: Path) -> None:
         if entry.is_dir() and not entry.is_symlink():
             if entry.name == TENSORBOARD_FOLDER or is_stores(entry):
                 shutil.rmtree(entry)
-        elif entry.name in _WRITTEN or is_stores(entry) or re.fullmatch(r"predict_results_\w+\.tsv", entry.name):
+        elif entry.name in _WRITTEN or _WRITTEN_NAMES.fullmatch(entry.name) or is_stores(entry):
             entry.unlink()
 
 
@@ -130,6 +131,13 @@ def claim_new(stem: Path) -> tuple[Path, RunLock]:
             continue
         return folder, claim(folder, overwrite=False)
     raise AssertionError("unreachable: some name is free")
+
+
+def free_name(file: Path) -> Path:
+    """That name, or with -2, -3, ... before its ending where there is such a file."""
+    return next(
+        name for attempt in itertools.count(1) if not (name := file if attempt == 1 else file.with_stem(f"{file.stem}-{attempt}")).exists()
+    )
 
 
 def write_json(file: Path, content: Any) -> None:

@@ -29,7 +29,7 @@ from adakron.log import get_logger
 from adakron.run_folder import STATE_FILE
 from adakron.run_lock import RunLock
 from adakron.store import Checkpoint, CheckpointStore
-from launch.program import run_program
+from launch.program import execute
 
 logger = get_logger(__name__)
 
@@ -193,4 +193,4 @@ def _report(lines: Sequence[_Line]) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run_program(main))
+    execute(main)

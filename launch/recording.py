@@ -8,10 +8,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from adakron import run_folder
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from adakron import adapter_folder, run_folder
 from adakron.config import DATA_FILES, RunConfig
 from adakron.engine.ds_config import DeepSpeedSettings
 from adakron.metrics import JsonLinesSink, TensorBoardSink
+from adakron.store import CheckpointStore
 from adakron.tasks.base import Task
 from adakron.tasks.glue import TextTask
 from adakron.trainable import ParameterReport
@@ -53,6 +58,20 @@ def claim_folder(config: RunConfig, settings: DeepSpeedSettings, held: contextli
     return folder
 
 
+def last_good_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint of a run that is whole, and whose saved tensors can be read and are finite; None where there is none."""
+    for one in CheckpointStore(folder).examined():
+        if one.problems:
+            continue
+        try:
+            tensors = load_file(one.checkpoint.path / adapter_folder.WEIGHTS_FILE)
+        except (OSError, SafetensorError):
+            continue
+        if all(torch.isfinite(tensor).all() for tensor in tensors.values() if tensor.is_floating_point()):
+            return one.checkpoint.path
+    return None
+
+
 def metric_sinks(config: RunConfig, folder: Path) -> list[TensorBoardSink | JsonLinesSink]:
     """TensorBoard in logging_dir and JSON lines in the run's folder. Rank 0 only."""
     logging_dir = Path(config.training.logging_dir or folder / run_folder.TENSORBOARD_FOLDER)
@@ -77,6 +96,7 @@ def collect_results(
         "train_loss": result.loss,
         "train_steps": result.state.global_step,
         "skipped_steps": result.state.skipped_steps,
+        "nonfinite_steps": result.state.nonfinite_steps,
         "train_samples": result.samples,
         "train_tokens": result.tokens,
         "train_runtime": result.seconds,

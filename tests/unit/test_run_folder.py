@@ -39,6 +39,8 @@ def test_overwriting_replaces_a_run_whole(tmp_path):
     (tmp_path / "run" / "checkpoint-2").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "run" / "checkpoint-6").write_text("no folder: mine")
     (tmp_path / "run" / "notes.md").write_text("mine")
+    for name in ("nonfinite-step3-rank0.safetensors", "nonfinite-step3-rank0-2.safetensors"):
+        (tmp_path / "run" / name).write_text("")
     (tmp_path / "run" / "data").mkdir()
     run_folder.check_free(tmp_path / "run", overwrite=True)
     run_folder.claim(tmp_path / "run", overwrite=True).release()
@@ -115,3 +117,12 @@ def test_a_removal_that_was_killed_is_taken_up_again(tmp_path, monkeypatch):
 def test_a_start_that_was_killed_after_locking_leaves_a_free_folder(tmp_path):
     RunLock(tmp_path).release()
     run_folder.claim(tmp_path, overwrite=False).release()
+
+
+def test_a_free_name_overwrites_nothing(tmp_path):
+    file = tmp_path / "step.bin"
+    names = []
+    for _ in range(3):
+        names.append(run_folder.free_name(file))
+        names[-1].write_text("")
+    assert [name.name for name in names] == ["step.bin", "step-2.bin", "step-3.bin"]

@@ -50,8 +50,8 @@ def test_ls_shows_steps_scores_marks_and_damage(run: Path, capsys: pytest.Captur
     lines = [line.split(maxsplit=4) for line in capsys.readouterr().out.splitlines()]
     assert lines == [
         ["step", "KiB", "eval_accuracy", "marks", "state"],
-        ["10", "101", "0.5000", "-", "good"],
-        ["20", "101", "0.9000", "best", "good"],
+        ["10", "100", "0.5000", "-", "good"],
+        ["20", "100", "0.9000", "best", "good"],
         ["30", "1", "-", "latest", "bad: adapter_model.safetensors has 100 bytes, and was written with 102,400"],
     ]
     assert [path.name for path in run.glob(".*")] == []
