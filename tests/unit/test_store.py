@@ -231,3 +231,27 @@ def test_a_checkpoint_that_disappears_while_it_is_read_is_not_damaged(store: Che
     monkeypatch.setattr(store_module, "verify", deleted)
     found = store.newest_good()
     assert found.checkpoint is not None and found.checkpoint.step == 10 and found.rejected == ()
+
+
+def test_what_a_power_cut_may_leave_is_in_order(store: CheckpointStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Content before its manifest, the manifest before the name, the name before `latest`: each on the disk before the next.
+    events: list[str] = []
+    real = {"fsync": os.fsync, "rename": os.rename, "replace": os.replace}
+
+    def synced(descriptor: int) -> None:
+        events.append("sync " + os.path.relpath(os.readlink(f"/proc/self/fd/{descriptor}"), tmp_path))
+        real["fsync"](descriptor)
+
+    def renamed(kind: str, source: str | Path, target: str | Path) -> None:
+        events.append(f"name {os.path.relpath(target, tmp_path)}")
+        real[kind](source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "rename", lambda source, target: renamed("rename", source, target))
+    monkeypatch.setattr(os, "replace", lambda source, target: renamed("replace", source, target))
+    write(store, 100)
+    new = ".checkpoint-100.staging"
+    assert [event.replace(f".{os.getpid()}.partial", "") for event in events] == [
+        f"sync {new}/weights", f"sync {new}", f"sync {new}/.manifest.json", f"name {new}/manifest.json", f"sync {new}",
+        "name .checkpoint-100.replaced", "sync .", "name checkpoint-100", "sync .", "sync .latest", "name latest", "sync .",
+    ]  # fmt: skip

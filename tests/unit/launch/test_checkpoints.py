@@ -30,7 +30,7 @@ def run(tmp_path: Path) -> Path:
 
         def fill(place: Path, state: dict[str, Any] = state) -> None:
             (place / "trainer_state.json").write_text(json.dumps(state))
-            (place / "adapter_model.safetensors").write_bytes(b"x" * 102_400)
+            (place / "adapter_model.safetensors").write_bytes(b"x" * 101_800)
 
         store.write(step, fill)
     return folder
@@ -52,7 +52,7 @@ def test_ls_shows_steps_scores_marks_and_damage(run: Path, capsys: pytest.Captur
         ["step", "KiB", "eval_accuracy", "marks", "state"],
         ["10", "100", "0.5000", "-", "good"],
         ["20", "100", "0.9000", "best", "good"],
-        ["30", "1", "-", "latest", "bad: adapter_model.safetensors has 100 bytes, and was written with 102,400"],
+        ["30", "1", "-", "latest", "bad: adapter_model.safetensors has 100 bytes, and was written with 101,800"],
     ]
     assert [path.name for path in run.glob(".*")] == []
 
@@ -65,7 +65,7 @@ def test_verify_tells_all_damage_by_its_exit_code(run: Path, capsys: pytest.Capt
     assert main("verify", run) == 1
     assert capsys.readouterr().out.splitlines()[1:4] == [
         "checkpoint-20: bad",
-        "  - adapter_model.safetensors has 100 bytes, and was written with 102,400",
+        "  - adapter_model.safetensors has 100 bytes, and was written with 101,800",
         "  - trainer_state.json is missing",
     ]
 
@@ -76,7 +76,7 @@ def test_json_holds_the_same(run: Path, capsys: pytest.CaptureFixture[str]) -> N
     verified = json.loads(capsys.readouterr().out)
     assert main("ls", run, "--json") == 0
     assert verified == json.loads(capsys.readouterr().out)
-    assert verified["checkpoints"][0]["problems"] == ["adapter_model.safetensors has 100 bytes, and was written with 102,400"]
+    assert verified["checkpoints"][0]["problems"] == ["adapter_model.safetensors has 100 bytes, and was written with 101,800"]
     size = sum(path.stat().st_size for path in (run / "checkpoint-30").iterdir())
     assert verified["checkpoints"][2] == {
         "step": 30, "name": "checkpoint-30", "bytes": size, "metric": "eval_accuracy", "value": 0.75, "marks": ["latest"], "good": True,
