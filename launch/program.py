@@ -9,6 +9,7 @@ from adakron import distributed
 from adakron.distributed import World
 from adakron.errors import AdaKronError
 from adakron.log import setup_logging
+from launch.messages import explained, paragraph
 
 EXIT_ERROR = 2
 """Exit code of an error that the user can mend. An unexpected exception leaves with Python's 1 and its traceback."""
@@ -26,7 +27,7 @@ def run_program(main: Callable[[Sequence[str], World], None]) -> int:
     try:
         world = distributed.read_world(os.environ)
     except AdaKronError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(paragraph(error), file=sys.stderr)
         return EXIT_ERROR
     setup_logging(world.rank)
     distributed.use_threads(world, os.environ)
@@ -34,20 +35,22 @@ def run_program(main: Callable[[Sequence[str], World], None]) -> int:
         main(sys.argv[1:], world)
     except AdaKronError as error:
         if world.local_rank == 0:
-            print(_paragraph(error), file=sys.stderr, flush=True)
+            print(paragraph(error), file=sys.stderr, flush=True)
         return EXIT_ERROR
     except KeyboardInterrupt:
         if world.local_rank == 0:
             print("interrupted; saved checkpoint-<step> folders in the output folder can be evaluated", file=sys.stderr, flush=True)
         return EXIT_INTERRUPTED
+    except Exception as error:
+        reason = explained(error)
+        if reason is None:
+            raise
+        # Every rank says it: what one host's disk or memory refused, another's may not have.
+        print(paragraph(reason), file=sys.stderr, flush=True)
+        return EXIT_ERROR
     finally:
         distributed.leave_group()
     return 0
-
-
-def _paragraph(error: AdaKronError) -> str:
-    lines = str(error).splitlines()
-    return f"error: {lines[0]}" if len(lines) == 1 else "\n".join([f"error: {len(lines)} problems", *(f"  - {line}" for line in lines)])
 
 
 def quiet_libraries() -> None:
