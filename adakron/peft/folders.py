@@ -98,6 +98,8 @@ def read_backbone(folder: str | Path) -> dict[str, Any]:
             "replaced": [str(name) for name in content["replaced"]],
             "backbone": None if saved is None else BackboneFingerprint.from_dict(saved),
         }
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
         raise CheckpointError(f"{path} is damaged: {reason}; restore it from where it came from") from error

@@ -140,6 +140,8 @@ def _read(files: Sequence[Path]) -> datasets.Dataset:
     try:
         with _quiet(), _cache_folder() as cache:
             loaded = datasets.load_dataset(builder, data_files={"rows": names}, split="rows", **cache, **options)
+        if builder == "parquet":
+            loaded.data.table.validate(full=True)  # its texts are taken for UTF-8 unseen
     except Exception as error:  # the readers' errors (pyarrow, pandas, datasets) have no common base
         raise DataError(_diagnosis(path, error)) from error
     return loaded

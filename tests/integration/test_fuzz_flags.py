@@ -52,6 +52,12 @@ def test_deepspeed_json(index, base, tmp_path, monkeypatch, offline):
     run_case(Case(train, [*base, "--deepspeed", str(file)], ("zero.json",), what), tmp_path / "home", monkeypatch)
 
 
+@pytest.mark.parametrize("pattern", ["(.+)+#", "(.*)*#"])
+def test_an_endless_pattern_is_refused(pattern, base, tmp_path, monkeypatch, offline):
+    outcome = run_case(Case(train, [*base, "--target_modules", pattern], ("target_modules",)), tmp_path / "home", monkeypatch)
+    assert "takes more than" in outcome.message
+
+
 def test_the_base_of_all_cases_is_accepted(base, tmp_path, monkeypatch, offline):
     (tmp_path / "recipe.yaml").write_text("learning_rate: 0.002\n")
     (tmp_path / "zero.json").write_text(json.dumps({"zero_optimization": {"stage": 1}}))

@@ -8,30 +8,24 @@ import pytest
 
 from tests.helpers import launch
 from tests.helpers.fuzzing import check_message
-from tests.helpers.hostile import recipes
 from tests.helpers.saved_runs import write_run
 
 TOKEN = "hf_AbCdEfGhIjKlMnOpQrStUvWxYz012345"
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("kind", ["laughs", "pattern", "pipe", "secret", "weights"])
+@pytest.mark.parametrize("kind", ["secret", "weights"])
 def test_hostile_input_in_a_process(kind, tiny_bert, tiny_data, tmp_path):
-    program, named = "launch/train.py", kind
-    arguments = ["--model_name_or_path", str(tiny_bert), "--task_name", "sst2", "--data_dir", str(tiny_data)]
-    arguments += ["--output_dir", str(tmp_path / "out")]
-    if kind == "laughs":
-        (tmp_path / "laughs.yaml").write_bytes(recipes.RAW["billion laughs"])
-        arguments += ["--method", "lora", "--method_config", str(tmp_path / "laughs.yaml")]
-    elif kind == "pattern":
-        arguments += ["--target_modules", "(.+)+#"]
-        named = "target_modules"
-    elif kind == "pipe":
-        os.mkfifo(tmp_path / "pipe.json")
-        arguments += ["--deepspeed", str(tmp_path / "pipe.json")]
-    elif kind == "secret":
-        arguments += ["--hub_token", TOKEN, "--model_revision", f"https://me:{TOKEN}@example.org\x1b[2J"]
-        named = "unknown flag --hub_token"
+    if kind == "secret":
+        program, named = "launch/train.py", "unknown flag --hub_token"
+        arguments = [
+            "--hub_token",
+            TOKEN,
+            "--model_revision",
+            f"https://me:{TOKEN}@example.org\x1b[2J",
+            "--output_dir",
+            str(tmp_path / "out"),
+        ]
     else:
         run = write_run(tmp_path / "run", tiny_bert, seed=1, task_name="sst2")
         (run / "adapter_model.safetensors").unlink()

@@ -44,7 +44,18 @@ def hostile(rng: np.random.Generator, folder: Path) -> tuple[list[str], list[str
             value = _of_kind(rng, action.type) if rng.random() < 0.75 else word(rng)
             arguments += [f"{flag}={value}"] if rng.random() < 0.5 else [flag, value]
     # Some contradict others that the base gives: those are named as well.
-    return arguments, [*named, "task_name", "model", "expert", "bottleneck_dim", "data_dir", "output_dir", "split", "nothing to train"]
+    return arguments, [
+        *named,
+        "task_name",
+        "model",
+        "expert",
+        "bottleneck_dim",
+        "data_dir",
+        "output_dir",
+        "split",
+        "nothing to train",
+        "unknown flag",
+    ]
 
 
 def _of_kind(rng: np.random.Generator, kind: object) -> str:
