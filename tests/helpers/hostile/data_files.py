@@ -101,7 +101,7 @@ BYTES: dict[str, Callable[[np.random.Generator, bytes, str], bytes]] = {
 LARGE: dict[str, Callable[[str], bytes]] = {
     "gigantic line": lambda suffix: encoded([{"idx": 0, "sentence": "x" * 30_000_000, "label": 1}, *good_rows()], suffix),
     "gigantic words": lambda suffix: encoded([{"idx": 0, "sentence": "good film " * 2_000_000, "label": 1}, *good_rows()], suffix),
-    "gigantic name": lambda suffix: encoded([{"sentence": "a", "label": 1, "x" * 20_000_000: 1}], suffix),
+    "gigantic name": lambda suffix: encoded([{"sentence": "a", "label": 1, "x" * 4_000_000: 1}], suffix),
     "many columns": lambda suffix: b",".join(b"c%d" % number for number in range(300_000)) + b"\n",
     "no line end": lambda suffix: b"a" * 40_000_000,
     "gigantic quote": lambda suffix: b'sentence,label\n"' + b"x\n" * 3_000_000,
