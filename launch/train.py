@@ -35,7 +35,7 @@ from adakron.trainer import Trainer, total_steps
 from launch.arguments import parse_train
 from launch.attachment import attach, check_method
 from launch.checks import asks_for_stage, check_consistency, evaluates, resolve_deepspeed, splits_to_use
-from launch.program import run_program
+from launch.program import execute
 from launch.recording import DEFAULT_PARENT, as_recorded, claim_folder, collect_results, metric_sinks, write_results
 from launch.summary import summary_table
 
@@ -156,4 +156,4 @@ def main(arguments: Sequence[str], world: World) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_program(main))
+    execute(main)
