@@ -12,6 +12,7 @@ from typing import Any
 
 from adakron.atomic import publish
 from adakron.errors import CheckpointError
+from adakron.untrusted import UnreadableError, read_json
 
 MANIFEST_FILE = "manifest.json"
 FORMAT_VERSION = 1
@@ -64,6 +65,8 @@ def _files(folder: Path, prefix: str) -> Iterator[tuple[str, Path]]:
         elif not entry.is_file(follow_symlinks=False):
             raise CheckpointError(f"{entry.path} is a link or a device: a checkpoint holds plain files only; write the content itself")
         elif name != MANIFEST_FILE:
+            if any("\ud800" <= letter <= "\udfff" for letter in name):  # what Python makes of bytes that are not UTF-8
+                raise CheckpointError(f"{folder} holds a file whose name is not UTF-8 ({name!r}), which no manifest can hold; rename it")
             yield name, Path(entry.path)
 
 
@@ -79,13 +82,13 @@ def _read(folder: Path) -> dict[str, _Entry]:
             raise _UnusableError("it is no folder")
         if not stat.S_ISREG(file.lstat().st_mode):
             raise _UnusableError(f"{MANIFEST_FILE} is not a plain file")
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file)
     except FileNotFoundError:
         raise _UnusableError(f"it holds no {MANIFEST_FILE}: written by an older version of this program, or half-written") from None
     except OSError as error:
         raise _UnusableError(f"{MANIFEST_FILE} cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
-        raise _UnusableError(f"{MANIFEST_FILE} is damaged: not valid JSON") from error
+    except UnreadableError as error:
+        raise _UnusableError(f"{MANIFEST_FILE} is damaged: {error}") from error
     version = content.get("format_version") if isinstance(content, dict) else None
     if type(version) is int and version > FORMAT_VERSION:
         raise _UnusableError(f"{MANIFEST_FILE} has format {version}, and this version of the program reads {FORMAT_VERSION}: update it")
@@ -109,6 +112,7 @@ def _is_entry(entry: Any) -> bool:
 
 def _problem(folder: Path, name: str, entry: _Entry) -> str | None:
     parts = name.split("/")
+    shown = name if name.isprintable() else repr(name)  # anybody may have written it, and terminals obey what they show
     if any(part in ("", ".", "..") for part in parts) or "\\" in name or "\0" in name:
         return f"{MANIFEST_FILE} names {name!r}, which is no file inside the folder"
     try:
@@ -117,18 +121,16 @@ def _problem(folder: Path, name: str, entry: _Entry) -> str | None:
             path /= part
             mode = path.lstat().st_mode
             if stat.S_ISLNK(mode):
-                return f"{name} is, or lies behind, a link: the content may be anything"
+                return f"{shown} is, or lies behind, a link: the content may be anything"
         if not stat.S_ISREG(mode):
-            return f"{name} is not a plain file"
+            return f"{shown} is not a plain file"
         size = path.stat().st_size
         if size != entry.size:
-            return f"{name} has {size:,} bytes, and was written with {entry.size:,}"
+            return f"{shown} has {size:,} bytes, and was written with {entry.size:,}"
         if _digest(path) != entry.sha256:
-            return f"{name} has other content than was written (SHA-256 differs)"
+            return f"{shown} has other content than was written (SHA-256 differs)"
     except (FileNotFoundError, NotADirectoryError):
-        return f"{name} is missing"
+        return f"{shown} is missing"
     except OSError as error:
-        return f"{name} cannot be read ({error.strerror})"
-    except ValueError:  # half a surrogate pair, which no file name holds
-        return f"{MANIFEST_FILE} names {name!r}, which is no file inside the folder"
+        return f"{shown} cannot be read ({error.strerror})"
     return None

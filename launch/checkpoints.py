@@ -142,7 +142,7 @@ def _read_state(folder: Path) -> dict[str, Any]:
         state = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{file} cannot be read ({error}): it says which checkpoint is the best; restore or delete it") from error
     if not isinstance(state, dict):
         raise CheckpointError(f"{file} holds no object: it says which checkpoint is the best; restore or delete it")

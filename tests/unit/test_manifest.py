@@ -108,14 +108,17 @@ def test_an_invalid_manifest_is_damaged(text: str, folder: Path) -> None:
     assert problem.startswith(f"{MANIFEST_FILE} is damaged")
 
 
-@pytest.mark.parametrize(
-    "name", ["../secret", "/etc/hostname", "a/../../secret", "", ".", "..", "tokenizer//vocab.txt", "a\0b", "\ud800", "a\\b"]
-)
+@pytest.mark.parametrize("name", ["../secret", "/etc/hostname", "a/../../secret", "", ".", "..", "tokenizer//vocab.txt", "a\0b", "a\\b"])
 def test_names_that_leave_the_folder_are_refused(name: str, folder: Path) -> None:
     (folder.parent / "secret").write_text("")
     rewrite(folder, lambda content: content["files"].update({name: entry()}))
     (problem,) = verify(folder)
     assert problem.endswith("which is no file inside the folder")
+
+
+def test_names_are_shown_without_control_characters(folder: Path) -> None:
+    rewrite(folder, lambda content: content["files"].update({"\x1b[2Jgone": entry()}))
+    assert verify(folder) == ["'\\x1b[2Jgone' is missing"]
 
 
 def test_links_are_not_followed(folder: Path) -> None:
@@ -148,6 +151,12 @@ def test_a_file_that_cannot_be_read(folder: Path, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(Path, "open", failing)
     assert verify(folder) == ["tokenizer/vocab.txt cannot be read (Input/output error)"]
+
+
+def test_a_name_that_is_no_text_is_refused_before_it_is_written(folder: Path) -> None:
+    (folder / os.fsdecode(b"caf\xe9")).touch()
+    with pytest.raises(CheckpointError, match="name is not UTF-8"):
+        write_manifest(folder)
 
 
 def test_an_empty_checkpoint_is_none(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing": (lambda folder: (folder / "weights").unlink(), "weights is missing"),
     "no manifest": (lambda folder: (folder / MANIFEST_FILE).unlink(), "written by an older version of this program, or half-written"),
     "empty": (lambda folder: (shutil.rmtree(folder), folder.mkdir()), "written by an older version of this program, or half-written"),
-    "manifest": (lambda folder: os.truncate(folder / MANIFEST_FILE, 20), "manifest.json is damaged: not valid JSON"),
+    "manifest": (lambda folder: os.truncate(folder / MANIFEST_FILE, 20), "manifest.json is damaged: "),
 }
 
 
