@@ -4,7 +4,6 @@ import contextlib
 import errno
 import fcntl
 import json
-import logging
 import os
 import signal
 import socket
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from adakron import run_lock
 from adakron.errors import ConfigError
 from adakron.run_lock import LOCK_FILE, RunLock, check_unlocked
 from tests.helpers.launch import ROOT
@@ -77,18 +77,16 @@ def test_a_record_that_cannot_be_read_still_is_a_lock(tmp_path: Path) -> None:
             check_unlocked(tmp_path)
 
 
-def test_a_file_system_without_locks_is_a_warning(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_file_system_without_locks_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def none(descriptor: int, operation: int) -> None:
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
+    said: list[str] = []
     monkeypatch.setattr(fcntl, "flock", none)
-    monkeypatch.setattr(logging.getLogger("adakron"), "propagate", True)
+    monkeypatch.setattr(run_lock.logger, "warning", lambda text, *values: said.append(text % values))
     with RunLock(tmp_path):
         check_unlocked(tmp_path)
-    (record,) = caplog.records
-    assert "file system without locks (No locks available): start no second run in it" in record.message
+    assert said == [f"{tmp_path} is on a file system without locks (No locks available): start no second run in it"]
 
 
 def test_other_errors_of_locking_are_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
