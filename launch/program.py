@@ -9,12 +9,11 @@ from adakron import distributed
 from adakron.distributed import World
 from adakron.errors import AdaKronError
 from adakron.log import setup_logging
+from adakron.signals import EXIT_INTERRUPTED, EXIT_STOPPED
+from adakron.stopping import StopRequest
 
 EXIT_ERROR = 2
 """Exit code of an error that the user can mend. An unexpected exception leaves with Python's 1 and its traceback."""
-
-EXIT_INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells have it."""
 
 
 def run_program(main: Callable[[Sequence[str], World], None]) -> int:
@@ -36,6 +35,10 @@ def run_program(main: Callable[[Sequence[str], World], None]) -> int:
         if world.local_rank == 0:
             print(_paragraph(error), file=sys.stderr, flush=True)
         return EXIT_ERROR
+    except StopRequest as stop:
+        if world.local_rank == 0:
+            print(stop, file=sys.stderr, flush=True)
+        return EXIT_STOPPED
     except KeyboardInterrupt:
         if world.local_rank == 0:
             print("interrupted; saved checkpoint-<step> folders in the output folder can be evaluated", file=sys.stderr, flush=True)

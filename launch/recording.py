@@ -13,8 +13,8 @@ from adakron.engine.ds_config import DeepSpeedSettings
 from adakron.metrics import JsonLinesSink, TensorBoardSink
 from adakron.tasks.base import Task
 from adakron.tasks.glue import TextTask
+from adakron.train_state import TrainResult
 from adakron.trainable import ParameterReport
-from adakron.trainer import TrainResult
 
 DEFAULT_PARENT = Path("runs")
 """Where runs without --output_dir go."""
@@ -36,25 +36,35 @@ def as_recorded(config: RunConfig, base_model: str, task: Task) -> RunConfig:
     )
 
 
-def claim_folder(config: RunConfig, settings: DeepSpeedSettings) -> Path:
-    """Make the output folder, holding the resolved configuration. Rank 0 only."""
+def claim_folder(config: RunConfig, settings: DeepSpeedSettings, *, resumed_at: int | None = None) -> Path:
+    """Make the output folder, holding the resolved configuration. Rank 0 only.
+
+    resumed_at: the step at which a run goes on in its own folder; what the folder says of how it began stays.
+    """
     training = config.training
-    if training.output_dir:
+    began: dict[str, Any] = {}
+    if resumed_at is not None:
+        folder = Path(str(training.output_dir))
+        before = run_folder.read_run(folder)
+        went_on = {"step": resumed_at, "command": sys.argv, **run_folder.environment()}
+        began = {"command": before.get("command"), "resumed": [*before.get("resumed", []), went_on]}
+    elif training.output_dir:
         folder = Path(training.output_dir)
         run_folder.claim(folder, training.overwrite_output_dir)
     else:
         name = f"{config.data.task_name}-{config.adapter.method}-seed{training.seed}-{datetime.now():%Y%m%d-%H%M%S}"
         folder = run_folder.claim_new(DEFAULT_PARENT / name)
-    record = {"config": config.to_dict(), "precision": settings.precision, "command": sys.argv, **run_folder.environment()}
+    record = {"config": config.to_dict(), "precision": settings.precision, "command": sys.argv, **run_folder.environment(), **began}
     run_folder.write_json(folder / run_folder.RUN_FILE, record)
     run_folder.write_json(folder / run_folder.DEEPSPEED_FILE, settings.config)
     return folder
 
 
-def metric_sinks(config: RunConfig, folder: Path) -> list[TensorBoardSink | JsonLinesSink]:
-    """TensorBoard in logging_dir and JSON lines in the run's folder. Rank 0 only."""
+def metric_sinks(config: RunConfig, folder: Path, *, resumed_at: int | None = None) -> list[TensorBoardSink | JsonLinesSink]:
+    """TensorBoard in logging_dir and JSON lines in the run's folder, without what they said of steps after resumed_at. Rank 0 only."""
     logging_dir = Path(config.training.logging_dir or folder / run_folder.TENSORBOARD_FOLDER)
-    return [TensorBoardSink(logging_dir), JsonLinesSink(folder / run_folder.METRICS_FILE)]
+    purge_step = resumed_at + 1 if resumed_at is not None else None
+    return [TensorBoardSink(logging_dir, purge_step), JsonLinesSink(folder / run_folder.METRICS_FILE, resumed_at)]
 
 
 def collect_results(
@@ -98,4 +108,6 @@ def write_results(folder: Path, results: Mapping[str, Mapping[str, Any]]) -> Non
     for name, values in results.items():
         if values:
             run_folder.write_json(folder / f"{name}_results.json", values)
-    run_folder.write_json(folder / "all_results.json", {key: value for values in results.values() for key, value in values.items()})
+    run_folder.write_json(
+        folder / run_folder.ALL_RESULTS_FILE, {key: value for values in results.values() for key, value in values.items()}
+    )
