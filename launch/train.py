@@ -179,4 +179,6 @@ def main(arguments: Sequence[str], world: World) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_program(main))
+    code = run_program(main)
+    LISTENER.end()
+    sys.exit(code)
