@@ -58,7 +58,7 @@ class CountingEngine:
         return True
 
     def state(self) -> EngineState:
-        kinds = dict.fromkeys(KINDS, {"step": torch.tensor(float(self.global_step))})
+        kinds = {kind: {"step": torch.tensor(float(self.global_step))} for kind in KINDS}
         return EngineState(kinds, {"step": self.global_step}, self.global_step, self.skipped_steps)
 
     def load_state(self, state: EngineState) -> None:
