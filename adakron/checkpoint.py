@@ -4,6 +4,7 @@ training_state.safetensors holds "<kind>/<parameter>" with the kinds of `engine.
 adapter will be wanted at the end. training_state.json holds the rest, trainer_state.json what is shown of it.
 """
 
+import atexit
 import dataclasses
 import json
 from collections.abc import Callable, Mapping
@@ -116,8 +117,9 @@ class BackgroundWriter:
     """Writes one checkpoint at a time beside the training. Memory is bounded: the next one waits until the one before is written."""
 
     def __init__(self) -> None:
-        # Its thread is joined when the process ends, an error's end included.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoints")
+        # A run that ends with an error ends with its newest checkpoint written.
+        atexit.register(self._thread.shutdown)
         self._pending: tuple[str, Future[None]] | None = None
 
     def submit(self, name: str, write: Callable[[], None]) -> None:

@@ -52,14 +52,6 @@ class SignalListener:
         """From now on a signal asks, and does not end the process."""
         self._deferred = True
 
-    def end(self) -> None:
-        """The process is about to end by itself: a signal that comes late must not change its exit code.
-
-        Python gives handlers back while it shuts down, and a launcher sends SIGTERM to what is left when the first rank is gone.
-        """
-        for number in ASKING:
-            signal.signal(number, signal.SIG_IGN)
-
     def _watch(self, reader: socket.socket, writer: socket.socket) -> None:
         # `writer` is held here: were it collected, its number would go to another file.
         while number := reader.recv(1):

@@ -1,9 +1,12 @@
 """How every program starts and ends: rank-aware logging, one paragraph per error, true exit codes."""
 
+import atexit
+import contextlib
 import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from adakron import distributed
 from adakron.distributed import World
@@ -14,6 +17,27 @@ from adakron.stopping import StopRequest
 
 EXIT_ERROR = 2
 """Exit code of an error that the user can mend. An unexpected exception leaves with Python's 1 and its traceback."""
+
+
+def execute(main: Callable[[Sequence[str], World], None]) -> NoReturn:
+    """Run a program's main (see `run_program`) and end this process with its exit code.
+
+    Without the interpreter's own finalisation: a thread of gloo's may still be giving back the tensors of the last collective,
+    and where it asks for an interpreter that is going away, the process dies of "terminate called without an active exception"
+    (-6) after its work is done. Groups that DeepSpeed keeps have such threads until the very end.
+    """
+    try:
+        code = run_program(main)
+    except SystemExit as stop:  # argparse: 0 after --help, 2 after a wrong flag, its message printed
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BaseException as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+        code = 1
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(BrokenPipeError):  # `| head` has seen enough
+            stream.flush()
+    os._exit(code)
 
 
 def run_program(main: Callable[[Sequence[str], World], None]) -> int:

@@ -41,7 +41,7 @@ from launch import resuming
 from launch.arguments import parse_train
 from launch.attachment import attach, check_method
 from launch.checks import asks_for_stage, check_consistency, evaluates, resolve_deepspeed, splits_to_use
-from launch.program import run_program
+from launch.program import execute
 from launch.recording import DEFAULT_PARENT, as_recorded, claim_folder, collect_results, metric_sinks, write_results
 from launch.saving import Saver
 from launch.summary import summary_table
@@ -179,6 +179,4 @@ def main(arguments: Sequence[str], world: World) -> None:
 
 
 if __name__ == "__main__":
-    code = run_program(main)
-    LISTENER.end()
-    sys.exit(code)
+    execute(main)

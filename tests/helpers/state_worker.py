@@ -22,7 +22,7 @@ from adakron.distributed import World
 from adakron.engine import ds_config
 from adakron.engine.engine import TrainingEngine
 from adakron.engine.state import EngineState
-from launch.program import run_program
+from launch.program import execute
 
 SAVED_AT, STEPS = 3, 6
 GLOBAL_BATCH = 4
@@ -140,4 +140,4 @@ def main(arguments: Sequence[str], world: World) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run_program(main))
+    execute(main)
