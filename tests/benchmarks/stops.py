@@ -16,7 +16,7 @@ from tests.helpers import tiny
 from tests.helpers.interrupted import running, send
 from tests.helpers.launch import deepspeed
 
-STEPS = 1500
+STEPS = 700
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 WAYS = {
     "together": ((0, 1), 0.0),
