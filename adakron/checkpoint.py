@@ -12,14 +12,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 
 from adakron import run_folder
 from adakron.atomic import publish
 from adakron.engine.state import KINDS, EngineState, LossScaleState
 from adakron.errors import CheckpointError
+from adakron.tensor_file import read_tensor_file
 from adakron.train_state import Due, RankState, Snapshot, Sums, TrainState
 
 TENSORS_FILE = "training_state.safetensors"
@@ -76,9 +76,9 @@ def read_training_state(folder: Path) -> SavedTraining:
                 f"{folder / STATE_FILE}: format_version is {content['format_version']!r}, this release reads {FORMAT_VERSION}; use the"
                 " release that wrote it"
             )
-        snapshot = _snapshot(content, train, load_file(folder / TENSORS_FILE))
+        snapshot = _snapshot(content, train, read_tensor_file(folder / TENSORS_FILE))
         return SavedTraining(snapshot, content["run"])
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"{folder} cannot be resumed from: its training state is damaged ({type(error).__name__}: {error}); resume from another"
             " checkpoint"
@@ -109,7 +109,10 @@ def _snapshot(content: Mapping[str, Any], train: TrainState, tensors: Mapping[st
         best=best or None,
         best_scores=content["best_scores"],
         last_scores=(int(last[0]), last[1]) if last else None,
-        ranks=[RankState(state["random"], {name: tuple(value) for name, value in state["unlogged"].items()}) for state in content["ranks"]],
+        ranks=[
+            RankState(state["random"], {name: tuple(value) for name, value in state["unlogged"].items()}, state["spikes"])
+            for state in content["ranks"]
+        ],
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from adakron.atomic import publish
 from adakron.errors import CheckpointError, ConfigError
+from adakron.untrusted import UnreadableError, read_json
 
 RUN_FILE = "run.json"
 DEEPSPEED_FILE = "deepspeed.json"
@@ -103,7 +104,7 @@ def _remove_run(folder: Path) -> None:
         if entry.is_dir() and not entry.is_symlink():
             if entry.name == TENSORBOARD_FOLDER or re.fullmatch(rf"{CHECKPOINT_PREFIX}\d+", entry.name):
                 shutil.rmtree(entry)
-        elif entry.name in _WRITTEN or re.fullmatch(r"predict_results_\w+\.tsv", entry.name):
+        elif entry.name in _WRITTEN or re.fullmatch(r"predict_results_\w+\.tsv|nonfinite-step\d+-rank\d+(-\d+)?\.safetensors", entry.name):
             entry.unlink()
 
 
@@ -120,6 +121,13 @@ def claim_new(stem: Path) -> Path:
     raise AssertionError("unreachable: some name is free")
 
 
+def free_name(file: Path) -> Path:
+    """That name, or with -2, -3, ... before its ending where there is such a file."""
+    return next(
+        name for attempt in itertools.count(1) if not (name := file if attempt == 1 else file.with_stem(f"{file.stem}-{attempt}")).exists()
+    )
+
+
 def write_json(file: Path, content: Any) -> None:
     """Write a JSON file so that nobody ever sees half of it."""
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -133,8 +141,8 @@ def read_run(folder: str | Path) -> dict[str, Any]:
     if not file.is_file():
         raise CheckpointError(f"{folder} holds no {RUN_FILE}: it is not the output folder of a finished or started run; name one")
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+        content = read_json(file)
+    except (OSError, UnreadableError) as error:
         raise CheckpointError(f"{file} is not valid JSON ({error}); the run folder is damaged") from error
     if not isinstance(content, dict) or "config" not in content:
         raise CheckpointError(f"{file} holds no configuration; the run folder is damaged or of another program")

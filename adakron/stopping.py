@@ -31,7 +31,7 @@ class StopAgreement:
         self._max_hours = max_hours
         alone = distributed.world_size() == 1
         # Its own group: a collective that is still under way must not come between those of a step.
-        self._group: Any = None if alone else dist.new_group(backend="gloo", timeout=distributed.DEFAULT_TIMEOUT)
+        self._group: Any = None if alone else dist.new_group(backend="gloo")
         self._pending: tuple[Any, torch.Tensor] | None = None
 
     def now(self) -> None:

@@ -23,6 +23,7 @@ class TrainState:
     epoch: float = 0.0
     max_steps: int = 0
     skipped_steps: int = 0
+    nonfinite_steps: int = 0
     best_metric: float | None = None
     best_step: int | None = None
     metric_for_best_model: str = ""
@@ -75,10 +76,11 @@ class Due:
 
 @dataclass(frozen=True)
 class RankState:
-    """What differs between ranks. random: see `random_states`. unlogged: see `MetricRecorder.unlogged`."""
+    """What differs between ranks. random: see `random_states`. unlogged: see `MetricRecorder.unlogged`. spikes: see `LossSpikes.state`."""
 
     random: Mapping[str, Any]
     unlogged: Unlogged
+    spikes: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -133,20 +135,23 @@ def restore_random(states: Mapping[str, Any], device: torch.device) -> None:
     random.setstate((version, tuple(_unpacked(internal, "<u4").tolist()), next_gauss))
 
 
-def restore_rank(snapshot: Snapshot, rank: int, world_size: int, seed: int, device: torch.device) -> Unlogged:
-    """Set this rank's random generators, and return its share of the metrics that were not logged yet.
+def restore_rank(snapshot: Snapshot, rank: int, world_size: int, seed: int, device: torch.device) -> tuple[Unlogged, Mapping[str, Any]]:
+    """Set this rank's random generators, and return its share of the metrics that were not logged yet, and of the loss spikes' state.
 
     As many ranks as at the time of the snapshot go on with their own generators; another number of ranks gets new ones, which
     depend on (seed, step, rank) alone.
     """
     if len(snapshot.ranks) == world_size:
         restore_random(snapshot.ranks[rank].random, device)
-        return snapshot.ranks[rank].unlogged
+        return snapshot.ranks[rank].unlogged, snapshot.ranks[rank].spikes
     draws = np.random.SeedSequence([seed, snapshot.step, rank]).generate_state(3)
     torch.manual_seed(int(draws[0]))
     np.random.seed(int(draws[1]))
     random.seed(int(draws[2]))
-    return share_unlogged([state.unlogged for state in snapshot.ranks], rank)
+    # The losses of steps are shares that add up over the ranks.
+    pending = [sum(shares) if rank == 0 else 0.0 for shares in zip(*(state.spikes["pending"] for state in snapshot.ranks), strict=True)]
+    spikes = {**snapshot.ranks[0].spikes, "pending": pending}
+    return share_unlogged([state.unlogged for state in snapshot.ranks], rank), spikes
 
 
 def _packed(array: np.ndarray) -> str:

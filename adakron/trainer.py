@@ -15,8 +15,10 @@ from adakron.engine.engine import TrainingEngine
 from adakron.errors import NumericalError
 from adakron.evaluator import Evaluator, evaluation_prefix
 from adakron.metrics import MetricRecorder, peak_memory_mib
-from adakron.passes import BeforePass, StepPasses
+from adakron.nonfinite import Evidence, NonFiniteSteps
+from adakron.passes import BeforePass, StepLosses, StepPasses
 from adakron.progress import TrainingProgress
+from adakron.spikes import LossSpikes
 from adakron.tasks.base import EncodedSplit, Task
 from adakron.train_state import Due, RankState, Snapshot, Sums, TrainResult, TrainState, random_states, restore_rank, take
 
@@ -36,6 +38,7 @@ class Trainer:
 
     evaluations: encoded splits to score, by split name; the first one decides what is best.
     before_pass: see `passes.BeforePass`. boundary: passed before every step by all ranks alike; it may raise, as the evaluator's may.
+    evidence: where steps that are not finite are kept.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class Trainer:
         save_checkpoint: SaveCheckpoint,
         before_pass: BeforePass | None = None,
         boundary: Callable[[], None] = lambda: None,
+        evidence: Evidence | None = None,
     ):
         self._engine = engine
         self._sampler = sampler
@@ -66,6 +70,8 @@ class Trainer:
         self._passes = StepPasses(
             engine, task, train, pad_token_id=pad_token_id, consistency_weight=training.consistency_weight, before_pass=before_pass
         )
+        self._nonfinite = NonFiniteSteps(engine, self._passes, training.on_nonfinite, evidence)
+        self._spikes = LossSpikes()
         self._total = total_steps(training, sampler.steps_per_epoch)
         self._state = TrainState(max_steps=self._total, metric_for_best_model=best_metric_name(training, task))
         self._best: Mapping[str, Tensor] | None = None
@@ -98,7 +104,10 @@ class Trainer:
         self._saved_step = snapshot.step
         self._progress.advance(snapshot.step)
         rank, ranks = distributed.rank(), distributed.world_size()
-        self._recorder.restore(restore_rank(snapshot, rank, ranks, self._training.seed, self._engine.device))
+        unlogged, spikes = restore_rank(snapshot, rank, ranks, self._training.seed, self._engine.device)
+        self._recorder.restore(unlogged)
+        self._spikes.load_state(spikes)
+        self._nonfinite.skipped = snapshot.train.nonfinite_steps
 
     def run(self) -> TrainResult:
         """Train to the last step. All ranks together. What `boundary` raises passes through; `save` keeps what there is then."""
@@ -117,7 +126,7 @@ class Trainer:
                 self._sums.batches += 1
                 epoch_ends = self._sums.batches == self._sampler.steps_per_epoch
                 if not (applied or (epoch_ends and self._engine.global_step)):
-                    continue  # an overflow: counted by the engine, the schedule stands still
+                    continue  # an overflow, or a step that is not finite: counted, the schedule stands still
                 self._state.epoch = epoch + self._sums.batches / self._sampler.steps_per_epoch
                 step = self._engine.global_step
                 last = applied and step == self._total
@@ -162,11 +171,13 @@ class Trainer:
             self._started = time.perf_counter()
 
     def _step(self, batch: GlobalBatch) -> bool:
-        losses = self._passes.gradient(batch)
         learning_rate = self._engine.learning_rate
-        if not self._engine.step():
+        losses = self._applied(batch)
+        if losses is None:
             return False
-        self._recorder.record("train/loss", losses.loss / max(1, losses.targets), "sum")
+        loss = losses.loss / max(1, losses.targets)
+        self._recorder.record("train/loss", loss, "sum")
+        self._spikes.record(loss)
         if self._training.consistency_weight:
             self._recorder.record("train/consistency", losses.disagreement / max(1, losses.targets), "sum")
         self._recorder.record("train/learning_rate", learning_rate, "last")
@@ -175,6 +186,18 @@ class Trainer:
         self._sums.samples += len(batch.examples)
         self._sums.tokens += int(self._train.lengths[batch.examples].sum())
         return True
+
+    def _applied(self, batch: GlobalBatch) -> StepLosses | None:
+        """Compute and take a step; its losses, or None where it was not taken."""
+        losses = self._passes.gradient(batch)
+        try:
+            applied = self._engine.step()
+        except NumericalError as error:
+            raise self._nonfinite.explain(batch, str(error)) from error
+        taken = losses if applied else self._nonfinite.examine(batch, losses)
+        if taken is not None:
+            self._nonfinite.passed()
+        return taken
 
     def _is_due(self, when: Interval, every: int, epoch_ends: bool, applied: bool) -> bool:
         step = self._engine.global_step
@@ -193,15 +216,12 @@ class Trainer:
         self._recorder.record("train/loss_scale", self._engine.loss_scale)
         self._recorder.record("train/peak_memory_mib", peak_memory_mib(self._engine.device), "max")
         self._recorder.record("train/epoch", self._state.epoch)
+        self._recorder.record("train/loss_spike", self._spikes.flush())
+        self._recorder.record("train/nonfinite_steps", self._nonfinite.skipped)
         values = self._recorder.flush()
         sums.window = (sums.seconds, sums.samples, sums.tokens)
         sums.loss_sum += values["train/loss"] * (step - sums.logged_step)
         sums.logged_step = step
-        if not math.isfinite(values["train/loss"]):
-            raise NumericalError(
-                f"the training loss became {values['train/loss']} by step {step}: training diverged; lower --learning_rate, or clip with "
-                "--max_grad_norm 1"
-            )
         self._recorder.write(step, values)
         self._remember(step, {name.removeprefix("train/"): value for name, value in values.items()})
         shown = ("train/loss", "train/grad_norm", "train/learning_rate", "train/samples_per_second")
@@ -210,6 +230,7 @@ class Trainer:
     def _remember(self, step: int, values: Mapping[str, float]) -> None:
         self._state.global_step = step
         self._state.skipped_steps = self._engine.skipped_steps
+        self._state.nonfinite_steps = self._nonfinite.skipped
         self._state.log_history.append({"step": step, "epoch": round(self._state.epoch, 4), **values})
 
     def evaluate(self) -> dict[str, float]:
@@ -256,7 +277,9 @@ class Trainer:
             return
         self._stop_clock()
         self._state.global_step, self._state.skipped_steps = step, self._engine.skipped_steps
-        ranks = distributed.all_gather_object(RankState(random_states(self._engine.device), self._recorder.unlogged()))
+        self._state.nonfinite_steps = self._nonfinite.skipped
+        mine = RankState(random_states(self._engine.device), self._recorder.unlogged(), self._spikes.state())
+        ranks = distributed.all_gather_object(mine)
         train, sums, due = take(self._state, self._sums, self._due)
         self._save_checkpoint(Snapshot(self._engine.state(), train, sums, due, self._best, self._best_scores, self._last_scores, ranks))
         self._saved_step = step

@@ -4,6 +4,7 @@ import atexit
 import contextlib
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -12,11 +13,17 @@ from adakron import distributed
 from adakron.distributed import World
 from adakron.errors import AdaKronError
 from adakron.log import setup_logging
+from adakron.redaction import redact
 from adakron.signals import EXIT_INTERRUPTED, EXIT_STOPPED
 from adakron.stopping import StopRequest
+from launch.failures import end_rank, is_lost_peer, without_deterministic_kernel
+from launch.messages import explained, paragraph
 
 EXIT_ERROR = 2
-"""Exit code of an error that the user can mend. An unexpected exception leaves with Python's 1 and its traceback."""
+"""Exit code of an error that the user can mend."""
+
+EXIT_UNEXPECTED = 1
+"""Exit code of an unexpected exception, as Python has it. A rank that lost another one leaves with `distributed.EXIT_LOST_RANK`."""
 
 
 def execute(main: Callable[[Sequence[str], World], None]) -> NoReturn:
@@ -31,7 +38,7 @@ def execute(main: Callable[[Sequence[str], World], None]) -> NoReturn:
     except SystemExit as stop:  # argparse: 0 after --help, 2 after a wrong flag, its message printed
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except BaseException as error:
-        sys.excepthook(type(error), error, error.__traceback__)
+        print(redact("".join(traceback.format_exception(error))), file=sys.stderr)
         code = 1
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
@@ -49,20 +56,29 @@ def run_program(main: Callable[[Sequence[str], World], None]) -> int:
     try:
         world = distributed.read_world(os.environ)
     except AdaKronError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(paragraph(error), file=sys.stderr)
         return EXIT_ERROR
     setup_logging(world.rank)
     distributed.use_threads(world, os.environ)
     try:
         main(sys.argv[1:], world)
-    except AdaKronError as error:
-        if world.local_rank == 0:
-            print(_paragraph(error), file=sys.stderr, flush=True)
-        return EXIT_ERROR
     except StopRequest as stop:
         if world.local_rank == 0:
             print(stop, file=sys.stderr, flush=True)
         return EXIT_STOPPED
+    except Exception as error:
+        known = error if isinstance(error, AdaKronError) else without_deterministic_kernel(error)
+        of_this_host = explained(error) if known is None else None
+        reason = known or of_this_host
+        code = EXIT_ERROR if reason else EXIT_UNEXPECTED
+        if world.world_size > 1 and (distributed.peer_watch() is not None or is_lost_peer(error)):
+            end_rank(error, world, code, paragraph(reason) if reason else None)
+        if reason is None:
+            raise
+        # What one rank's disk or memory refused, another's may not have.
+        if of_this_host or world.local_rank == 0:
+            print(paragraph(reason), file=sys.stderr, flush=True)
+        return code
     except KeyboardInterrupt:
         if world.local_rank == 0:
             print("interrupted; saved checkpoint-<step> folders in the output folder can be evaluated", file=sys.stderr, flush=True)
@@ -70,11 +86,6 @@ def run_program(main: Callable[[Sequence[str], World], None]) -> int:
     finally:
         distributed.leave_group()
     return 0
-
-
-def _paragraph(error: AdaKronError) -> str:
-    lines = str(error).splitlines()
-    return f"error: {lines[0]}" if len(lines) == 1 else "\n".join([f"error: {len(lines)} problems", *(f"  - {line}" for line in lines)])
 
 
 def quiet_libraries() -> None:

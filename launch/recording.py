@@ -7,10 +7,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from adakron import run_folder
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from adakron import adapter_folder, run_folder
 from adakron.config import DATA_FILES, RunConfig
 from adakron.engine.ds_config import DeepSpeedSettings
 from adakron.metrics import JsonLinesSink, TensorBoardSink
+from adakron.redaction import redact_arguments, redact_values
 from adakron.tasks.base import Task
 from adakron.tasks.glue import TextTask
 from adakron.train_state import TrainResult
@@ -54,10 +59,29 @@ def claim_folder(config: RunConfig, settings: DeepSpeedSettings, *, resumed_at: 
     else:
         name = f"{config.data.task_name}-{config.adapter.method}-seed{training.seed}-{datetime.now():%Y%m%d-%H%M%S}"
         folder = run_folder.claim_new(DEFAULT_PARENT / name)
-    record = {"config": config.to_dict(), "precision": settings.precision, "command": sys.argv, **run_folder.environment(), **began}
-    run_folder.write_json(folder / run_folder.RUN_FILE, record)
-    run_folder.write_json(folder / run_folder.DEEPSPEED_FILE, settings.config)
+    record = {
+        "config": config.to_dict(),
+        "precision": settings.precision,
+        "command": redact_arguments(sys.argv),
+        **run_folder.environment(),
+        **began,
+    }
+    run_folder.write_json(folder / run_folder.RUN_FILE, redact_values(record))
+    run_folder.write_json(folder / run_folder.DEEPSPEED_FILE, redact_values(settings.config))
     return folder
+
+
+def last_good_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint of a run whose saved tensors can be read and are finite; None where there is none."""
+    steps = {path: path.name.removeprefix(run_folder.CHECKPOINT_PREFIX) for path in folder.glob(f"{run_folder.CHECKPOINT_PREFIX}*")}
+    for path in sorted((path for path, step in steps.items() if step.isdigit()), key=lambda path: -int(steps[path])):
+        try:
+            tensors = load_file(path / adapter_folder.WEIGHTS_FILE)
+        except (OSError, SafetensorError):
+            continue
+        if all(torch.isfinite(tensor).all() for tensor in tensors.values() if tensor.is_floating_point()):
+            return path
+    return None
 
 
 def metric_sinks(config: RunConfig, folder: Path, *, resumed_at: int | None = None) -> list[TensorBoardSink | JsonLinesSink]:
@@ -85,6 +109,7 @@ def collect_results(
         "train_loss": result.loss,
         "train_steps": result.state.global_step,
         "skipped_steps": result.state.skipped_steps,
+        "nonfinite_steps": result.state.nonfinite_steps,
         "train_samples": result.samples,
         "train_tokens": result.tokens,
         "train_runtime": result.seconds,

@@ -13,6 +13,7 @@ from adakron.config import DATA_FILES, RunConfig
 from adakron.errors import CheckpointError, ConfigError
 from adakron.fingerprint import BackboneFingerprint
 from adakron.log import get_logger
+from adakron.redaction import redact_values
 from adakron.tasks.base import EncodedSplit
 from launch.saving import newest_good
 
@@ -25,7 +26,7 @@ MAY_CHANGE: Mapping[str, frozenset[str]] = {
         "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "max_hours", "do_train", "do_eval", "do_predict",
         "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "gradient_checkpointing", "bf16",
         "fp16", "logging_steps", "logging_dir", "eval_strategy", "eval_steps", "save_strategy", "save_steps", "save_total_limit",
-        "merge_experts", "disable_tqdm",
+        "merge_experts", "disable_tqdm", "timeout_minutes", "on_nonfinite", "deterministic",
     }),
     # Where the same data and backbone lie now does not matter: their contents are compared.
     "data": frozenset({*DATA_FILES, "max_predict_samples"}),
@@ -130,7 +131,7 @@ def describe(
     """What a run says of itself in its checkpoints. layout: ranks, stage, precision, for the reader only."""
     data = {name: {"examples": len(split), "sha256": split.digest()} for name, split in encoded.items() if not name.startswith("test")}
     content = {"config": config.to_dict(), "data": data, "backbone": backbone.to_dict(), "global_batch": global_batch, "layout": layout}
-    described: dict[str, Any] = json.loads(json.dumps(content))  # as it will be read back
+    described: dict[str, Any] = json.loads(json.dumps(redact_values(content)))  # as it will be read back
     return described
 
 

@@ -21,11 +21,13 @@ import dataclasses
 import os
 import time
 from collections.abc import Sequence
+from datetime import timedelta
 
 import torch
 
 from adakron import backbone, distributed, models, run_folder, trainable
 from adakron.data.sampler import GlobalBatchSampler
+from adakron.determinism import compute_deterministically
 from adakron.distributed import World
 from adakron.engine.engine import TrainingEngine
 from adakron.errors import ConfigError
@@ -43,6 +45,7 @@ from launch.attachment import attach, check_method
 from launch.checks import asks_for_stage, check_consistency, evaluates, resolve_deepspeed, splits_to_use
 from launch.program import execute
 from launch.recording import DEFAULT_PARENT, as_recorded, claim_folder, collect_results, metric_sinks, write_results
+from launch.replaying import RunEvidence, asks_for_replay, run_replay
 from launch.saving import Saver
 from launch.summary import summary_table
 
@@ -52,7 +55,12 @@ logger = get_logger(__name__)
 def main(arguments: Sequence[str], world: World) -> None:
     """Train, evaluate, save and report one run."""
     started = time.perf_counter()
+    if asks_for_replay(arguments):
+        run_replay(arguments, world)
+        return
     config = parse_train(arguments)
+    if config.training.deterministic:
+        compute_deterministically()
     if config.training.do_train is False or (config.training.do_train is None and asks_for_stage(config)):
         raise ConfigError("nothing to train: add --do_train, or use launch/evaluate.py and launch/predict.py on a saved run")
     config, resumption = resuming.find(config)
@@ -103,7 +111,7 @@ def main(arguments: Sequence[str], world: World) -> None:
                 print(f"{config.training.output_dir} holds a finished run: nothing is left to do", flush=True)
             return
 
-    distributed.form_group(world, device)
+    distributed.form_group(world, device, timedelta(minutes=config.training.timeout_minutes))
     agreement = StopAgreement(LISTENER, config.training.max_hours)
     agreement.now()
     LISTENER.defer()
@@ -149,6 +157,7 @@ def main(arguments: Sequence[str], world: World) -> None:
         recorder=recorder,
         pad_token_id=int(base.tokenizer.pad_token_id),
         save_checkpoint=saver.checkpoint,
+        evidence=RunEvidence(folder, recorded, settings.precision, task),
         before_pass=lambda place: router.training_pass(place.step, place.micro_step, place.index) if router else None,
         boundary=agreement.boundary,
     )

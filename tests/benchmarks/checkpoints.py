@@ -68,7 +68,7 @@ def main() -> None:
     a_step = seconds(step, STEPS)
 
     def snapshot() -> Snapshot:
-        ranks = [RankState(random_states(device), {})]
+        ranks = [RankState(random_states(device), {}, {"window": [], "pending": []})]
         return Snapshot(engine.state(), TrainState(), Sums(), Due(), None, None, None, ranks)
 
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
