@@ -26,7 +26,11 @@ def resolve_deepspeed(config: RunConfig, world: World, device: torch.device) -> 
         fp16=training.fp16,
     )
     settings = ds_config.resolve(ds_config.read_json(config.deepspeed), values, name=config.deepspeed)
-    problem = ds_config.parser_problem(settings.config) or ds_config.device_problem(settings.precision, device.type)
+    problem = (
+        ds_config.parser_problem(settings.config)
+        or ds_config.device_problem(settings.precision, device.type)
+        or ds_config.offload_problem(settings.config)
+    )
     if problem:
         raise ConfigError(f"{config.deepspeed}: {problem}")
     return settings

@@ -16,9 +16,9 @@ from adakron.config import DATA_FILES, DataConfig, RunConfig
 from adakron.distributed import World
 from adakron.errors import CheckpointError, ConfigError
 from adakron.evaluator import Evaluator
-from adakron.models import DTYPES
 from adakron.tasks import create_task
 from adakron.tasks.base import Task
+from adakron.weights import DTYPES
 from launch import attachment
 from launch.arguments import Parser, add_launcher_flags
 

@@ -20,8 +20,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from adakron import distributed
 from adakron.config import TrainingConfig
 from adakron.engine.ds_config import DeepSpeedSettings
+from adakron.engine.partitioning import cast_partitioned
 from adakron.engine.upstream import quiet_initialisation, ready_deepspeed
 from adakron.errors import ConfigError, NumericalError
+from adakron.weights import DTYPES
 
 MOST_SKIPS_IN_A_ROW = 40
 """fp16's dynamic loss scale starts at 2^16 or above and halves at each overflow: healthy runs skip far fewer steps in a row."""
@@ -74,6 +76,10 @@ class TrainingEngine:
         self._clip = training.max_grad_norm
         self._stage0_norm: Tensor | None = None
         ready_deepspeed(device)
+        if settings.stage == 3:
+            cast_partitioned(model, DTYPES[settings.precision])
+            for buffer in model.buffers():  # DeepSpeed moves those of whole models only
+                buffer.data = buffer.data.to(device)
         optimizer = AdamW(
             [dict(group) for group in groups],
             lr=training.learning_rate,
