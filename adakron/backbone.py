@@ -3,12 +3,14 @@
 Everything a user can get wrong about a model folder ends here, in one ConfigError, instead of a traceback from a library.
 """
 
+import contextlib
 import copy
 import re
 import sys
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from adakron.config import ModelConfig
 from adakron.errors import ConfigError
 from adakron.packaged import PACKAGED_MINILM, packaged_minilm
 from adakron.pretrained import hub_arguments, quiet_transformers, reading, reason_of
+from adakron.quantization import check_quantization, quantization_config
 from adakron.tokenizer import POSITIONS_FROM_PADDING, agree_on_padding, check_end_token, load_tokenizer
 
 
@@ -89,6 +92,7 @@ def load_config(config: ModelConfig, options: Mapping[str, Any], auto_class: str
     Raises ConfigError on a folder that cannot be read, on an architecture that reads no text, and on an encoder-decoder in a
     class that wants its decoder's input from outside (AutoModel) or is not meant for it.
     """
+    check_quantization(config)
     path = resolve_backbone(config)
     with reading("configuration", path, "--model_name_or_path"):
         loaded: PreTrainedConfig = AutoConfig.from_pretrained(path, **hub_arguments(config, path), **options)
@@ -119,6 +123,7 @@ def load_backbone(
     seed: int,
     dtype: torch.dtype = torch.float32,
     device_type: str = "cpu",
+    compute_dtype: torch.dtype = torch.float32,
     partitioned: AbstractContextManager[None] | None = None,
 ) -> Backbone:
     """Load backbone, head and tokenizer.
@@ -128,6 +133,7 @@ def load_backbone(
     seed: of the parameters that the checkpoint does not hold; the global random state is neither used nor moved.
     dtype: of all parameters, whatever the checkpoint's. device_type: where the model will run; decides the attention code
     where the settings leave it open.
+    compute_dtype: the run's, in which quantised layers compute.
     partitioned: entered around the reading of the weights, where ZeRO stage 3 partitions them as they come; what can be wrong
     with them is found before it is entered.
     A decoder without a padding token (GPT-2, Llama) gets its end-of-sequence token for it: its classifier then reads the last
@@ -143,9 +149,11 @@ def load_backbone(
         check_end_token(tokenizer, architecture)
     tokenizer.model_max_length = min(tokenizer.model_max_length, position_limit(architecture))
     check_attention(config, architecture, auto_class)
-    where = {} if partitioned is None else {"device_map": {"": "meta"}}
-    model, loading = _read_weights(config, path, auto_class, architecture, seed, dtype, device_type, **where)
-    # Complete also where the model is partitioned later: then transformers reports neither unexpected nor mismatched names.
+    twice = partitioned is not None or config.quantization is not None
+    read = partial(_read_weights, config, path, auto_class, architecture, seed, dtype, device_type)
+    # First without values where transformers would report less: nothing unexpected or mismatched at ZeRO stage 3; and where the
+    # head must be known before, which is not quantised.
+    model, loading = read(device_map={"": "meta"}) if twice else read()
     parameters = {name for name, _ in model.named_parameters()}
     mismatched = {key if isinstance(key, str) else key[0] for key in loading["mismatched_keys"]}
     new = tuple(sorted(parameters & ({*loading["missing_keys"]} | mismatched)))
@@ -172,9 +180,10 @@ def load_backbone(
             f"the tokenizer knows {len(tokenizer)} tokens, the backbone's embedding only {_vocabulary(model)}: they do not belong"
             " together (set --tokenizer_name, or drop it)"
         )
-    if partitioned is not None:
-        with partitioned:
-            model, _ = _read_weights(config, path, auto_class, architecture, seed, dtype, device_type)
+    if twice:
+        quantized = quantization_config(config, head_modules(model, {*new, *unused}), compute_dtype)
+        with partitioned or contextlib.nullcontext():
+            model, _ = read() if quantized is None else read(quantization_config=quantized)
     name = PACKAGED_MINILM if config.model_name_or_path is None or _is_packaged(config.model_name_or_path) else path
     return Backbone(model, tokenizer, path, name, NewParameters(new, unused))
 
@@ -187,7 +196,7 @@ def _read_weights(
     seed: int,
     dtype: torch.dtype,
     device_type: str,
-    **where: Any,
+    **options: Any,
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """The model, and transformers' report of what of the checkpoint it used."""
     with reading("weights", path, "--model_name_or_path"), quiet_transformers(), torch.random.fork_rng(devices=[]):
@@ -201,7 +210,7 @@ def _read_weights(
             attn_implementation=config.attn_implementation or ("eager" if device_type == "cpu" else None),
             output_loading_info=True,
             ignore_mismatched_sizes=True,
-            **where,
+            **options,
             **hub_arguments(config, path),
         )
     return model, loading

@@ -66,6 +66,7 @@ def main(arguments: Sequence[str], world: World) -> None:
         options=task.model_options(),
         seed=config.training.seed,
         device_type=device.type,
+        compute_dtype=DTYPES[settings.precision],
         partitioned=partitioning(config, settings, world, device),
     )
     new = base.new_parameters.names
