@@ -102,7 +102,7 @@ def _remove_run(folder: Path) -> None:
         if entry.is_dir() and not entry.is_symlink():
             if entry.name == TENSORBOARD_FOLDER or re.fullmatch(rf"{CHECKPOINT_PREFIX}\d+", entry.name):
                 shutil.rmtree(entry)
-        elif entry.name in _WRITTEN or re.fullmatch(r"predict_results_\w+\.tsv", entry.name):
+        elif entry.name in _WRITTEN or re.fullmatch(r"predict_results_\w+\.tsv|nonfinite-step\d+-rank\d+(-\d+)?\.safetensors", entry.name):
             entry.unlink()
 
 
@@ -117,6 +117,13 @@ def claim_new(stem: Path) -> Path:
         claim(folder, overwrite=False)
         return folder
     raise AssertionError("unreachable: some name is free")
+
+
+def free_name(file: Path) -> Path:
+    """That name, or with -2, -3, ... before its ending where there is such a file."""
+    return next(
+        name for attempt in itertools.count(1) if not (name := file if attempt == 1 else file.with_stem(f"{file.stem}-{attempt}")).exists()
+    )
 
 
 def write_json(file: Path, content: Any) -> None:

@@ -15,8 +15,10 @@ from adakron.engine.engine import TrainingEngine
 from adakron.errors import NumericalError
 from adakron.evaluator import Evaluator, evaluation_prefix
 from adakron.metrics import MetricRecorder, peak_memory_mib
-from adakron.passes import BeforePass, StepPasses
+from adakron.nonfinite import Evidence, NonFiniteSteps
+from adakron.passes import BeforePass, StepLosses, StepPasses
 from adakron.progress import TrainingProgress
+from adakron.spikes import LossSpikes
 from adakron.tasks.base import EncodedSplit, Task
 
 LOWER_IS_BETTER = ("loss", "mse", "mae", "perplexity")
@@ -33,6 +35,7 @@ class TrainState:
     epoch: float = 0.0
     max_steps: int = 0
     skipped_steps: int = 0
+    nonfinite_steps: int = 0
     best_metric: float | None = None
     best_step: int | None = None
     metric_for_best_model: str = ""
@@ -66,7 +69,7 @@ class Trainer:
     """Runs the loop: micro-batches, steps, logging, evaluation, checkpoints, the best adapter.
 
     evaluations: encoded splits to score, by split name; the first one decides what is best.
-    before_pass: see `passes.BeforePass`.
+    before_pass: see `passes.BeforePass`. evidence: where steps that are not finite are kept.
     """
 
     def __init__(
@@ -83,6 +86,7 @@ class Trainer:
         pad_token_id: int,
         save_checkpoint: SaveCheckpoint,
         before_pass: BeforePass | None = None,
+        evidence: Evidence | None = None,
     ):
         self._engine = engine
         self._sampler = sampler
@@ -95,6 +99,8 @@ class Trainer:
         self._passes = StepPasses(
             engine, task, train, pad_token_id=pad_token_id, consistency_weight=training.consistency_weight, before_pass=before_pass
         )
+        self._nonfinite = NonFiniteSteps(engine, self._passes, training.on_nonfinite, evidence)
+        self._spikes = LossSpikes()
         self._total = total_steps(training, sampler.steps_per_epoch)
         self._state = TrainState(max_steps=self._total, metric_for_best_model=best_metric_name(training, task))
         self._best: Mapping[str, Tensor] | None = None
@@ -116,7 +122,7 @@ class Trainer:
                 applied = self._step(batch)
                 epoch_ends = index + 1 == self._sampler.steps_per_epoch
                 if not (applied or (epoch_ends and self._engine.global_step)):
-                    continue  # an overflow: counted by the engine, the schedule stands still
+                    continue  # an overflow, or a step that is not finite: counted, the schedule stands still
                 self._state.epoch = epoch + (index + 1) / self._sampler.steps_per_epoch
                 step = self._engine.global_step
                 last = applied and step == self._total
@@ -141,11 +147,13 @@ class Trainer:
         raise AssertionError("unreachable: the last step returns")
 
     def _step(self, batch: GlobalBatch) -> bool:
-        losses = self._passes.gradient(batch)
         learning_rate = self._engine.learning_rate
-        if not self._engine.step():
+        losses = self._applied(batch)
+        if losses is None:
             return False
-        self._recorder.record("train/loss", losses.loss / max(1, losses.targets), "sum")
+        loss = losses.loss / max(1, losses.targets)
+        self._recorder.record("train/loss", loss, "sum")
+        self._spikes.record(loss)
         if self._training.consistency_weight:
             self._recorder.record("train/consistency", losses.disagreement / max(1, losses.targets), "sum")
         self._recorder.record("train/learning_rate", learning_rate, "last")
@@ -154,6 +162,18 @@ class Trainer:
         self._samples += len(batch.examples)
         self._tokens += int(self._train.lengths[batch.examples].sum())
         return True
+
+    def _applied(self, batch: GlobalBatch) -> StepLosses | None:
+        """Compute and take a step; its losses, or None where it was not taken."""
+        losses = self._passes.gradient(batch)
+        try:
+            applied = self._engine.step()
+        except NumericalError as error:
+            raise self._nonfinite.explain(batch, str(error)) from error
+        taken = losses if applied else self._nonfinite.examine(batch, losses)
+        if taken is not None:
+            self._nonfinite.passed()
+        return taken
 
     def _due(self, when: Interval, every: int, epoch_ends: bool, applied: bool) -> bool:
         step = self._engine.global_step
@@ -171,15 +191,12 @@ class Trainer:
         self._recorder.record("train/loss_scale", self._engine.loss_scale)
         self._recorder.record("train/peak_memory_mib", peak_memory_mib(self._engine.device), "max")
         self._recorder.record("train/epoch", self._state.epoch)
+        self._recorder.record("train/loss_spike", self._spikes.flush())
+        self._recorder.record("train/nonfinite_steps", self._nonfinite.skipped)
         values = self._recorder.flush()
         self._window = (self._seconds, self._samples, self._tokens)
         self._loss_sum += values["train/loss"] * (step - self._logged_step)
         self._logged_step = step
-        if not math.isfinite(values["train/loss"]):
-            raise NumericalError(
-                f"the training loss became {values['train/loss']} by step {step}: training diverged; lower --learning_rate, or clip with "
-                "--max_grad_norm 1"
-            )
         self._recorder.write(step, values)
         self._remember(step, {name.removeprefix("train/"): value for name, value in values.items()})
         shown = ("train/loss", "train/grad_norm", "train/learning_rate", "train/samples_per_second")
@@ -188,6 +205,7 @@ class Trainer:
     def _remember(self, step: int, values: Mapping[str, float]) -> None:
         self._state.global_step = step
         self._state.skipped_steps = self._engine.skipped_steps
+        self._state.nonfinite_steps = self._nonfinite.skipped
         self._state.log_history.append({"step": step, "epoch": round(self._state.epoch, 4), **values})
 
     def evaluate(self) -> dict[str, float]:

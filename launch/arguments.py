@@ -89,7 +89,7 @@ def read_recipe(path: str) -> dict[str, Any]:
 
 def recipe_arguments(path: str, parser: Parser) -> list[str]:
     """A recipe as command-line arguments, so that its values are checked exactly as typed ones are."""
-    fields = {action.dest for action in parser._actions if action.dest not in ("config", "help", "local_rank")}
+    fields = {action.dest for action in parser._actions if action.dest not in ("config", "help", "local_rank", "replay")}
     known = fields | {option.lstrip("-") for action in parser._actions if action.dest in fields for option in action.option_strings}
     off = {option.lstrip("-") for action in parser._actions if "no" in (action.choices or ()) for option in action.option_strings}
     problems, arguments = [], []
@@ -146,6 +146,7 @@ def train_parser() -> Parser:
     parser.add_argument(
         "--deepspeed", default=str(DEFAULT_DEEPSPEED), help="DeepSpeed JSON: ZeRO stage, precision, offload. See ds_configs/."
     )
+    parser.add_argument("--replay", help="Compute a step again that was not finite, from the file a run wrote; no other flags.")
     add_published_flags(parser)
     add_launcher_flags(parser)
     return parser

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -114,12 +115,12 @@ def partitioning(
     """
     if settings.stage < 3 or config.adapter.preset is None:
         return None
-    return _partitioned(settings, world, device)
+    return _partitioned(settings, world, device, timedelta(minutes=config.training.timeout_minutes))
 
 
 @contextlib.contextmanager
-def _partitioned(settings: DeepSpeedSettings, world: World, device: torch.device) -> Iterator[None]:
-    distributed.form_group(world, device)
+def _partitioned(settings: DeepSpeedSettings, world: World, device: torch.device, timeout: timedelta) -> Iterator[None]:
+    distributed.form_group(world, device, timeout)
     with partitioned_loading(settings, device):
         yield
 

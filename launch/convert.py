@@ -27,7 +27,7 @@ from adakron.tasks import create_task
 from adakron.tasks.glue import GLUE_TASKS
 from adakron.trainable import AdaptedModelInfo
 from launch.arguments import Parser
-from launch.program import run_program
+from launch.program import execute
 
 
 def main(arguments: Sequence[str], world: World) -> None:
@@ -192,4 +192,4 @@ def _described(adapter: AdapterConfig) -> str:
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"import": import_, "export": export, "merge": merge}
 
 if __name__ == "__main__":
-    sys.exit(run_program(main))
+    execute(main)

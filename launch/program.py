@@ -1,20 +1,48 @@
 """How every program starts and ends: rank-aware logging, one paragraph per error, true exit codes."""
 
+import atexit
+import contextlib
 import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from adakron import distributed
 from adakron.distributed import World
 from adakron.errors import AdaKronError
 from adakron.log import setup_logging
+from launch.failures import end_rank, is_lost_peer, without_deterministic_kernel
 
 EXIT_ERROR = 2
-"""Exit code of an error that the user can mend. An unexpected exception leaves with Python's 1 and its traceback."""
+"""Exit code of an error that the user can mend."""
+
+EXIT_UNEXPECTED = 1
+"""Exit code of an unexpected exception, as Python has it. A rank that lost another one leaves with `distributed.EXIT_LOST_RANK`."""
 
 EXIT_INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
+
+
+def execute(main: Callable[[Sequence[str], World], None]) -> NoReturn:
+    """Run a program's main (see `run_program`) and end this process with its exit code.
+
+    Without the interpreter's own finalisation: a thread of gloo's may still be giving back the tensors of the last collective,
+    and where it asks for an interpreter that is going away, the process dies of "terminate called without an active exception"
+    (-6) after its work is done. Groups that DeepSpeed keeps have such threads until the very end.
+    """
+    try:
+        code = run_program(main)
+    except SystemExit as stop:  # argparse: 0 after --help, 2 after a wrong flag, its message printed
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BaseException as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+        code = 1
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(BrokenPipeError):  # `| head` has seen enough
+            stream.flush()
+    os._exit(code)
 
 
 def run_program(main: Callable[[Sequence[str], World], None]) -> int:
@@ -32,10 +60,16 @@ def run_program(main: Callable[[Sequence[str], World], None]) -> int:
     distributed.use_threads(world, os.environ)
     try:
         main(sys.argv[1:], world)
-    except AdaKronError as error:
+    except Exception as error:
+        known = error if isinstance(error, AdaKronError) else without_deterministic_kernel(error)
+        code = EXIT_ERROR if known else EXIT_UNEXPECTED
+        if world.world_size > 1 and (distributed.peer_watch() is not None or is_lost_peer(error)):
+            end_rank(error, world, code, _paragraph(known) if known else None)
+        if known is None:
+            raise
         if world.local_rank == 0:
-            print(_paragraph(error), file=sys.stderr, flush=True)
-        return EXIT_ERROR
+            print(_paragraph(known), file=sys.stderr, flush=True)
+        return code
     except KeyboardInterrupt:
         if world.local_rank == 0:
             print("interrupted; saved checkpoint-<step> folders in the output folder can be evaluated", file=sys.stderr, flush=True)

@@ -7,7 +7,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from adakron import run_folder
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from adakron import adapter_folder, run_folder
 from adakron.config import DATA_FILES, RunConfig
 from adakron.engine.ds_config import DeepSpeedSettings
 from adakron.metrics import JsonLinesSink, TensorBoardSink
@@ -51,6 +55,19 @@ def claim_folder(config: RunConfig, settings: DeepSpeedSettings) -> Path:
     return folder
 
 
+def last_good_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint of a run whose saved tensors can be read and are finite; None where there is none."""
+    steps = {path: path.name.removeprefix(run_folder.CHECKPOINT_PREFIX) for path in folder.glob(f"{run_folder.CHECKPOINT_PREFIX}*")}
+    for path in sorted((path for path, step in steps.items() if step.isdigit()), key=lambda path: -int(steps[path])):
+        try:
+            tensors = load_file(path / adapter_folder.WEIGHTS_FILE)
+        except (OSError, SafetensorError):
+            continue
+        if all(torch.isfinite(tensor).all() for tensor in tensors.values() if tensor.is_floating_point()):
+            return path
+    return None
+
+
 def metric_sinks(config: RunConfig, folder: Path) -> list[TensorBoardSink | JsonLinesSink]:
     """TensorBoard in logging_dir and JSON lines in the run's folder. Rank 0 only."""
     logging_dir = Path(config.training.logging_dir or folder / run_folder.TENSORBOARD_FOLDER)
@@ -75,6 +92,7 @@ def collect_results(
         "train_loss": result.loss,
         "train_steps": result.state.global_step,
         "skipped_steps": result.state.skipped_steps,
+        "nonfinite_steps": result.state.nonfinite_steps,
         "train_samples": result.samples,
         "train_tokens": result.tokens,
         "train_runtime": result.seconds,

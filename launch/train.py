@@ -15,6 +15,7 @@ import dataclasses
 import os
 import time
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from adakron import backbone, distributed, models, run_folder, trainable
 from adakron.data.sampler import GlobalBatchSampler
+from adakron.determinism import compute_deterministically
 from adakron.distributed import World
 from adakron.engine.engine import TrainingEngine
 from adakron.errors import ConfigError
@@ -36,8 +38,9 @@ from adakron.weights import DTYPES
 from launch.arguments import parse_train
 from launch.attachment import attach, check_method, partitioning
 from launch.checks import asks_for_stage, check_consistency, evaluates, resolve_deepspeed, splits_to_use
-from launch.program import run_program
+from launch.program import execute
 from launch.recording import DEFAULT_PARENT, as_recorded, claim_folder, collect_results, metric_sinks, write_results
+from launch.replaying import RunEvidence, asks_for_replay, run_replay
 from launch.summary import summary_table
 
 logger = get_logger(__name__)
@@ -46,7 +49,12 @@ logger = get_logger(__name__)
 def main(arguments: Sequence[str], world: World) -> None:
     """Train, evaluate, save and report one run."""
     started = time.perf_counter()
+    if asks_for_replay(arguments):
+        run_replay(arguments, world)
+        return
     config = parse_train(arguments)
+    if config.training.deterministic:
+        compute_deterministically()
     if config.training.do_train is False or (config.training.do_train is None and asks_for_stage(config)):
         raise ConfigError("nothing to train: add --do_train, or use launch/evaluate.py and launch/predict.py on a saved run")
     device = distributed.select_device(world, os.environ)
@@ -84,7 +92,7 @@ def main(arguments: Sequence[str], world: World) -> None:
             length = config.data.max_seq_length
             logger.info("%d of %d %s examples are longer than %d tokens and were cut", split.truncated, len(split), name, length)
 
-    distributed.form_group(world, device)
+    distributed.form_group(world, device, timedelta(minutes=config.training.timeout_minutes))
     logger.info(
         "%s on %d x %s, ZeRO-%d, %s: %s trainable of %s parameters (adapters %s in %d layers, head %s, backbone %s)",
         config.adapter.method, world.world_size, device.type, settings.stage, settings.precision, f"{report.trainable:,}",
@@ -118,7 +126,8 @@ def main(arguments: Sequence[str], world: World) -> None:
         device=device,
     )
 
-    folder = distributed.on_rank_0(lambda: claim_folder(as_recorded(config, base.name, task), settings))
+    recorded = as_recorded(config, base.name, task)
+    folder = distributed.on_rank_0(lambda: claim_folder(recorded, settings))
 
     def save(target: Path, trained: Mapping[str, Tensor], state: Mapping[str, Any], *, merge: bool = False) -> None:
         if world.rank == 0:
@@ -144,6 +153,7 @@ def main(arguments: Sequence[str], world: World) -> None:
         recorder=recorder,
         pad_token_id=int(base.tokenizer.pad_token_id),
         save_checkpoint=save_checkpoint,
+        evidence=RunEvidence(folder, recorded, settings.precision, task),
         before_pass=lambda place: router.training_pass(place.step, place.micro_step, place.index) if router else None,
     )
     with contextlib.closing(recorder):  # what a run that fails last measured is what one wants to see
@@ -163,4 +173,4 @@ def main(arguments: Sequence[str], world: World) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_program(main))
+    execute(main)

@@ -50,6 +50,11 @@ class TrainingConfig(Settings):
     load_best_model_at_end: bool = flag(False, "End with the best evaluated adapter instead of the last one.")
     metric_for_best_model: str | None = flag(None, "Metric that decides what is best. Default: the task's main metric.")
     greater_is_better: bool | None = flag(None, "Direction of that metric. Default: lower for loss, higher otherwise.")
+    on_nonfinite: Literal["raise", "skip"] = flag(
+        "raise", "A loss or gradient that is not finite: end the run, or skip the step, with a limit. Either way the batch is written."
+    )
+    timeout_minutes: float = flag(30.0, "How long a rank waits for the others in any collective before the run ends.")
+    deterministic: bool = flag(False, "Same machine, same command, same bits: deterministic kernels only, an error where there is none.")
     disable_tqdm: bool | None = flag(None, "No progress bar. Default: a bar on a terminal, plain lines otherwise.")
 
     def problems(self) -> list[str]:
@@ -61,6 +66,8 @@ class TrainingConfig(Settings):
             self, "learning_rate", "weight_decay", "adam_epsilon", "max_grad_norm", "warmup_steps", "seed", "num_train_epochs",
             "consistency_weight",
         )  # fmt: skip
+        if not 0.0 < self.timeout_minutes <= 7 * 24 * 60:
+            found.append(f"timeout_minutes is {self.timeout_minutes}; it must be above 0 and at most 10080, a week (set --timeout_minutes)")
         if self.seed >= 2**32:
             found.append(f"seed is {self.seed}; it must be below 2^32 (set --seed)")
         if not 0.0 <= self.warmup_ratio <= 1.0:

@@ -185,6 +185,10 @@ def _check_combination(config: dict[str, Any], stage: int, precision: Precision,
         )
     if config.get("checkpoint", {}).get("writer"):
         problems.append('"checkpoint.writer": what such a writer saves cannot be loaded again in DeepSpeed 0.19.8; remove it')
+    if config["bf16"].get("check_grad_overflow") is False:
+        problems.append('"bf16.check_grad_overflow" is false: a gradient that is not finite would be applied; remove it')
+    if config["zero_optimization"].get("compute_grad_norm") is False:
+        problems.append('"zero_optimization.compute_grad_norm" is false: a gradient that is not finite would be applied; remove it')
     for key in ("offload_optimizer", "offload_param"):
         section = config["zero_optimization"].get(key)
         if isinstance(section, dict) and section.get("device", "none") not in ("none", "cpu", "nvme"):
@@ -209,8 +213,8 @@ def _write_out(config: dict[str, Any], stage: int, precision: Precision) -> None
             zero.setdefault("allgather_bucket_size", 5_000_000)
         zero.setdefault("overlap_comm", False)
     if precision == "bf16":
-        # DeepSpeed would skip every step after a first NaN, silently and for ever; the loop's own check ends such a run.
-        config["bf16"] = {"check_grad_overflow": False} | config["bf16"]
+        # Stage 2 alone would apply a gradient that is not finite. What follows a skipped step is the loop's decision.
+        config["bf16"] = config["bf16"] | {"check_grad_overflow": True}
         config["data_types"] = {"grad_accum_dtype": "fp32"} | config.get("data_types", {})
         config.setdefault("communication_data_type", "fp32")
 

@@ -7,7 +7,7 @@ gradients over ranks, and DeepSpeed's own division by the accumulation steps is 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import deepspeed
@@ -73,25 +73,25 @@ class TrainingEngine:
         self.skipped_steps = 0
         self._skipped_in_a_row = 0
         self._world_size = distributed.world_size()
-        self._clip = training.max_grad_norm
-        self._stage0_norm: Tensor | None = None
         ready_deepspeed(device)
         if settings.stage == 3:
             cast_partitioned(model, DTYPES[settings.precision])
             for buffer in model.buffers():  # DeepSpeed moves those of whole models only
                 buffer.data = buffer.data.to(device)
-        optimizer = AdamW(
+        kind_of_optimizer = _ClippingAdamW if settings.stage == 0 else AdamW
+        optimizer = kind_of_optimizer(
             [dict(group) for group in groups],
             lr=training.learning_rate,
             betas=(training.adam_beta1, training.adam_beta2),
             eps=training.adam_epsilon,
             weight_decay=training.weight_decay,
         )
+        if isinstance(optimizer, _ClippingAdamW):
+            optimizer.limit = training.max_grad_norm
+        self._stage0 = optimizer if isinstance(optimizer, _ClippingAdamW) else None
         warmup = warmup_steps(training, total_steps)
         kind = training.lr_scheduler_type
         scheduler = LambdaLR(optimizer, lambda step: schedule_factor(kind, step, warmup, total_steps))
-        if settings.stage == 0:
-            optimizer.register_step_pre_hook(lambda *_: self._clip_at_stage0())
         with quiet_initialisation():
             self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, lr_scheduler=scheduler, config=settings.config)
         self._named = {name: p for name, p in self._engine.module.named_parameters() if p.requires_grad}
@@ -109,7 +109,7 @@ class TrainingEngine:
     @property
     def grad_norm(self) -> Tensor | float | None:
         """Global L2 norm of the last step's gradient before clipping; None before the first step."""
-        return self._stage0_norm if self.settings.stage == 0 else self._engine.get_global_grad_norm()
+        return self._stage0.norm if self._stage0 is not None else self._engine.get_global_grad_norm()
 
     @property
     def loss_scale(self) -> float:
@@ -131,11 +131,17 @@ class TrainingEngine:
     def backward(self, loss_sum: Tensor, global_targets: int) -> None:
         """Add one micro-batch's gradient. loss_sum: scalar, the sum over this rank's valid targets in this micro-batch.
         global_targets: valid targets of the whole step on all ranks.
+
+        A loss that is not finite makes its gradient NaN, also where that would be finite (an infinite constant): the gradient's
+        norm, which all ranks learn anyway, then tells them all, and no rank has to ask or to wait for the device.
         """
-        self._engine.backward(loss_sum * (self._world_size / max(1, global_targets)), scale_wrt_gas=False)
+        factor = self._world_size / max(1, global_targets)
+        healthy = torch.isfinite(loss_sum.detach())
+        self._engine.backward(loss_sum * torch.where(healthy, factor, math.nan), scale_wrt_gas=False)
 
     def step(self) -> bool:
-        """Reduce, clip, update, advance the schedule. False where a gradient overflowed and the step was skipped.
+        """Reduce, clip, update, advance the schedule. False, on all ranks, where the gradient is not finite: the step was then
+        skipped, and parameters, optimizer and schedule are as before.
 
         Raises NumericalError where that happens again and again.
         """
@@ -161,6 +167,10 @@ class TrainingEngine:
             f"{what} after step {self.global_step}: training diverged; lower --learning_rate, or clip with --max_grad_norm 1"
         )
 
+    def trainable_parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
+        """What trains, by name, in the model's order; at stage 3 a parameter is whole only inside a forward or backward pass."""
+        return self._named.items()
+
     def trainable_tensors(self) -> dict[str, Tensor]:
         """What trains, whole and in fp32 on the host, by parameter name. All ranks must call it together."""
         tensors = {}
@@ -177,10 +187,29 @@ class TrainingEngine:
                 if parameter.numel():
                     parameter.copy_(tensors[name].to(parameter.device, parameter.dtype))
 
-    def _clip_at_stage0(self) -> None:
-        # DeepSpeed reports no gradient norm at stage 0 in fp32; the gradients are reduced by the time the optimizer steps.
-        limit = self._clip if self._clip > 0 else math.inf
-        self._stage0_norm = nn.utils.clip_grad_norm_(self._named.values(), limit)
+
+class _ClippingAdamW(AdamW):
+    """What DeepSpeed's optimizers do at the other stages and not at stage 0: report the gradient's norm, clip, and skip a step
+    whose gradient is not finite.
+
+    limit: of the global L2 norm; 0 never clips. norm: of the last step's gradient, before clipping. overflow: whether the last
+    step was skipped; DeepSpeed's engine looks for this name.
+    """
+
+    limit: float = 0.0
+    norm: Tensor | None = None
+    overflow: bool = False
+
+    def step(self, closure: Any = None) -> Any:
+        """Gradients are reduced by now, so every rank decides alike."""
+        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        self.norm = nn.utils.get_total_norm(gradients)
+        # The host waits for the norm, as in DeepSpeed's own stages: a poisoned update cannot be taken back.
+        self.overflow = not bool(torch.isfinite(self.norm))
+        if self.overflow:
+            return None
+        nn.utils.clip_grads_with_norm_([p for group in self.param_groups for p in group["params"]], self.limit or math.inf, self.norm)
+        return super().step(closure)
 
 
 def _check_groups(model: nn.Module, groups: Sequence[Mapping[str, Any]]) -> None:

@@ -1,8 +1,8 @@
 """Memory per rank of a backbone that is loaded in parts for ZeRO-3, beside one that is loaded whole and partitioned afterwards.
 
-`deepspeed --num_accelerators 2 --module tests.benchmarks.partitioned_loading whole` (or `parts`) makes a random BERT with 102 million
-parameters (a checkpoint of 192 MiB in bf16, 391 MiB in fp32), loads it, trains one step with zero3_fp32.json, and prints for each rank the memory that only it
-holds (RssAnon; pages of the checkpoint's file are shared and can be given back) after each.
+`deepspeed --num_accelerators 2 --module tests.benchmarks.partitioned_loading whole` (or `parts`) makes a random BERT with 102
+million parameters (a checkpoint of 195 MiB in bf16, 391 MiB in fp32), loads it, trains two steps with zero3_fp32.json, and prints
+for each rank the memory that only it holds (RssAnon; pages of the checkpoint's file are shared and can be given back).
 """
 
 import argparse

@@ -31,7 +31,7 @@ from adakron.metrics import MetricRecorder
 from adakron.tasks.base import Batch, EncodedSplit, Forward
 from adakron.tasks.glue import TextTask
 from adakron.trainer import Trainer
-from launch.program import run_program
+from launch.program import execute
 from tests.helpers import tiny
 from tests.helpers.launch import ROOT
 
@@ -227,4 +227,4 @@ def main(arguments: Sequence[str], world: World) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run_program(main))
+    execute(main)

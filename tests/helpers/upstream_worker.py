@@ -131,11 +131,6 @@ def unknown_keys() -> str:
     return raised(lambda: build(0, {"gradient_cliping": 0.5, "zero_optimisation": {"stage": 2}}))
 
 
-def overflow_check_default() -> bool:
-    parsed = deepspeed.DeepSpeedConfig({"train_micro_batch_size_per_gpu": 1} | BF16)
-    return bool(parsed.bfloat16_config.check_grad_overflow)
-
-
 def offload_refuses_torch_adamw() -> str:
     offload = {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}} | OFF}
     model = Weights()
@@ -251,7 +246,7 @@ ALONE: dict[str, Callable[[], Any]] = {
         function.__name__: function
         for function in (
             shared_memory_operator, clipping_default, bf16_stage0_steps_at_start, fp16_stage0_unscaled, two_backwards, skipped_steps_count,
-            loss_scale_at_minimum, bf16_sums_in_bf16, no_grad_norm_at_stage0, unknown_keys, overflow_check_default,
+            loss_scale_at_minimum, bf16_sums_in_bf16, no_grad_norm_at_stage0, unknown_keys,
             offload_refuses_torch_adamw, checkpoint_writer, two_precisions_at_stage3, collectives_deprecated, mismatched_head_at_stage3,
             unexpected_tensors_at_stage3, adakron_skips, config_argument_is_a_switch, autocast_fp16_clips_scaled_gradients,
             autocast_stays_on,

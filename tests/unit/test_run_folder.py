@@ -28,6 +28,8 @@ def test_a_run_is_never_overwritten_unasked(tmp_path):
 def test_overwriting_replaces_a_run_whole(tmp_path):
     make_run(tmp_path / "run")
     (tmp_path / "run" / "notes.md").write_text("mine")
+    for name in ("nonfinite-step3-rank0.safetensors", "nonfinite-step3-rank0-2.safetensors"):
+        (tmp_path / "run" / name).write_text("")
     (tmp_path / "run" / "data").mkdir()
     run_folder.check_free(tmp_path / "run", overwrite=True)
     run_folder.claim(tmp_path / "run", overwrite=True)
@@ -92,3 +94,12 @@ def test_a_folder_taken_since_the_check_is_left_alone(tmp_path):
 def test_default_names_never_collide(tmp_path):
     folders = [run_folder.claim_new(tmp_path / "runs" / "same-second") for _ in range(3)]
     assert [folder.name for folder in folders] == ["same-second", "same-second-2", "same-second-3"]
+
+
+def test_a_free_name_overwrites_nothing(tmp_path):
+    file = tmp_path / "step.bin"
+    names = []
+    for _ in range(3):
+        names.append(run_folder.free_name(file))
+        names[-1].write_text("")
+    assert [name.name for name in names] == ["step.bin", "step-2.bin", "step-3.bin"]

@@ -19,8 +19,9 @@ EXAMPLES = 10
 
 
 class CountingEngine:
-    """Takes steps without a model; those in `overflows` (by attempt) are skipped."""
+    """Takes steps without a model; those in `overflows` (by attempt) are skipped, as is one with a loss that is not finite."""
 
+    precision = "fp16"  # the one in which an overflow is ordinary
     device = torch.device("cpu")
     learning_rate = 1.0
     grad_norm = None
@@ -28,6 +29,7 @@ class CountingEngine:
 
     def __init__(self, overflows: tuple[int, ...] = ()):
         self.overflows = overflows
+        self.healthy = True
         self.attempts = self.global_step = self.skipped_steps = 0
         self.training = False
         self.modes: list[bool] = []
@@ -45,14 +47,19 @@ class CountingEngine:
 
     def backward(self, loss_sum: torch.Tensor, global_targets: int) -> None:
         assert global_targets > 0
+        self.healthy = self.healthy and bool(torch.isfinite(loss_sum))
 
     def step(self) -> bool:
         self.attempts += 1
-        if self.attempts in self.overflows:
+        healthy, self.healthy = self.healthy, True
+        if self.attempts in self.overflows or not healthy:
             self.skipped_steps += 1
             return False
         self.global_step += 1
         return True
+
+    def trainable_parameters(self) -> dict[str, torch.nn.Parameter]:
+        return {}
 
     def trainable_tensors(self) -> dict[str, torch.Tensor]:
         return {"step": torch.tensor(self.global_step)}
@@ -197,7 +204,7 @@ def test_a_consistency_loss_is_weighed_and_reported_beside_the_loss():
 
 
 def test_a_loss_that_is_no_number_ends_the_run():
-    with pytest.raises(NumericalError, match=r"became nan by step 1.*--learning_rate"):
+    with pytest.raises(NumericalError, match=r"step 1: the loss is nan on rank 0, .*examples 0, 2, 9, 1;.*--learning_rate"):
         build(settings(), CountingEngine(), CountingTask(loss_value=float("nan")), []).run()
 
 

@@ -159,3 +159,13 @@ def test_a_broken_file_is_one_clear_error(tmp_path, text):
 )
 def test_what_deepspeeds_own_parser_refuses_is_found_before_the_run(section):
     assert parser_problem(resolve(section, VALUES).config)
+
+
+@pytest.mark.parametrize(
+    "section", [{"bf16": {"enabled": True, "check_grad_overflow": False}}, {"zero_optimization": {"stage": 2, "compute_grad_norm": False}}]
+)
+def test_a_gradient_that_is_not_finite_cannot_be_let_through(section):
+    with pytest.raises(ConfigError, match="not finite would be applied; remove it"):
+        resolve({"zero_optimization": {"stage": 2}} | section, VALUES)
+    resolved = resolve({"zero_optimization": {"stage": 2}, "bf16": {"enabled": True}}, VALUES)
+    assert resolved.config["bf16"]["check_grad_overflow"] is True
