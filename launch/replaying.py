@@ -80,7 +80,12 @@ def run_replay(arguments: Sequence[str], world: World) -> None:
     data = dataclasses.replace(config.data, **gone)
     task = create_task(data, config.training, model_options=model_options)
     base = backbone.load_backbone(
-        config.model, auto_class=auto_class, options=model_options, seed=config.training.seed, device_type=device.type
+        config.model,
+        auto_class=auto_class,
+        options=model_options,
+        seed=config.training.seed,
+        device_type=device.type,
+        compute_dtype=precision,
     )
     attached = attach(base, config.adapter, config.training.seed, precision)
     models.cast_parameters(attached.model, precision)
