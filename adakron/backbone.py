@@ -80,6 +80,9 @@ def resolve_backbone(config: ModelConfig) -> str:
     return name
 
 
+_MOST_LAYERS = 2000
+"""Of a model that is built: ten times what the deepest published ones have, and seconds of work."""
+
 _ENCODER_DECODER_CLASSES = ("AutoModelForSequenceClassification", "AutoModelForSeq2SeqLM")
 """Auto classes whose models make the decoder's input themselves, from the text or from the targets."""
 
@@ -96,6 +99,10 @@ def load_config(config: ModelConfig, options: Mapping[str, Any], auto_class: str
     path = resolve_backbone(config)
     with reading("configuration", path, "--model_name_or_path"):
         loaded: PreTrainedConfig = AutoConfig.from_pretrained(path, **hub_arguments(config, path), **options)
+    counts = {name: value for name, value in vars(loaded).items() if "layers" in name and isinstance(value, int)}
+    deep = [f"{name} {value}" for name, value in counts.items() if value > _MOST_LAYERS]
+    if deep:
+        raise ConfigError(f"config.json of {path} says {', '.join(deep)}; at most {_MOST_LAYERS} are built (set --model_name_or_path)")
     unsupported = ""
     if getattr(loaded, "vocab_size", None) is None:
         unsupported = "is no text model: its configuration has no vocab_size"
@@ -318,14 +325,19 @@ def model_class(auto_class: str) -> Any:
     """The transformers Auto class of that name."""
     found = getattr(transformers, auto_class, None)
     if not auto_class.startswith("AutoModel") or found is None:
-        raise ConfigError(f"{auto_class!r} is not an AutoModel class of transformers {transformers.__version__}")
+        raise ConfigError(
+            f"{auto_class!r} is not an AutoModel class of transformers {transformers.__version__}; the auto_class of an adapter's"
+            " configuration must be one"
+        )
     return found
 
 
 def _folder_problems(folder: Path) -> list[str]:
     if (folder / "adapter_config.json").is_file():
         return [f"{folder} holds an adapter, not a backbone (set --model_name_or_path to the adapter's base model)"]
-    problems = []
+    # Libraries would wait for a pipe, and read a device for ever.
+    special = [path.name for path in folder.iterdir() if path.exists() and not (path.is_file() or path.is_dir())]
+    problems = [f"{name} in the model folder {folder} is no regular file (set --model_name_or_path)" for name in sorted(special)]
     if not (folder / "config.json").is_file():
         problems.append(f"the model folder {folder} has no config.json (set --model_name_or_path)")
     if not any(any(folder.glob(pattern)) for pattern in ("*.safetensors", "pytorch_model*.bin")):

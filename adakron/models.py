@@ -34,6 +34,12 @@ def check_architecture(config: ModelConfig, adapter: AdapterConfig, *, auto_clas
             raise ConfigError(
                 f"model type {architecture.model_type!r} has no {auto_class}: {reason_of(error)} (set --model_name_or_path)"
             ) from error
+        # The library builds what the configuration says, and fails wherever a value does not fit.
+        except Exception as error:
+            raise ConfigError(
+                f"no {auto_class} can be built from the config.json of model type {architecture.model_type!r}: {type(error).__name__},"
+                f" {reason_of(error)} (set --model_name_or_path)"
+            ) from error
     check_attention(config, architecture, auto_class)
     if adapter.preset is None:
         return AdaptedModelInfo((), head_to_train(model, adapter, NewParameters()))

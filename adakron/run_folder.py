@@ -13,6 +13,7 @@ from typing import Any
 
 from adakron.atomic import publish
 from adakron.errors import CheckpointError, ConfigError
+from adakron.untrusted import UnreadableError, read_json
 
 RUN_FILE = "run.json"
 DEEPSPEED_FILE = "deepspeed.json"
@@ -139,8 +140,8 @@ def read_run(folder: str | Path) -> dict[str, Any]:
     if not file.is_file():
         raise CheckpointError(f"{folder} holds no {RUN_FILE}: it is not the output folder of a finished or started run; name one")
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+        content = read_json(file)
+    except (OSError, UnreadableError) as error:
         raise CheckpointError(f"{file} is not valid JSON ({error}); the run folder is damaged") from error
     if not isinstance(content, dict) or "config" not in content:
         raise CheckpointError(f"{file} holds no configuration; the run folder is damaged or of another program")

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from adakron import distributed
 from adakron.distributed import EXIT_LOST_RANK, World
 from adakron.errors import ConfigError
+from adakron.redaction import redact
 
 # What gloo, NCCL and torch's store say when another rank closed its connection or kept this one waiting.
 _LOST = re.compile(
@@ -68,8 +69,8 @@ def end_rank(error: BaseException, world: World, code: int, paragraph: str | Non
 
 
 def say(text: str) -> None:
-    """A paragraph on standard error, which may be closed already."""
+    """A paragraph on standard error, which may be closed already; without secrets."""
     try:
-        print(text, file=sys.stderr, flush=True)
+        print(redact(text), file=sys.stderr, flush=True)
     except OSError:
         return

@@ -4,6 +4,7 @@ import atexit
 import contextlib
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -12,7 +13,9 @@ from adakron import distributed
 from adakron.distributed import World
 from adakron.errors import AdaKronError
 from adakron.log import setup_logging
+from adakron.redaction import redact
 from launch.failures import end_rank, is_lost_peer, without_deterministic_kernel
+from launch.messages import explained, paragraph
 
 EXIT_ERROR = 2
 """Exit code of an error that the user can mend."""
@@ -36,7 +39,7 @@ def execute(main: Callable[[Sequence[str], World], None]) -> NoReturn:
     except SystemExit as stop:  # argparse: 0 after --help, 2 after a wrong flag, its message printed
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except BaseException as error:
-        sys.excepthook(type(error), error, error.__traceback__)
+        print(redact("".join(traceback.format_exception(error))), file=sys.stderr)
         code = 1
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
@@ -54,7 +57,7 @@ def run_program(main: Callable[[Sequence[str], World], None]) -> int:
     try:
         world = distributed.read_world(os.environ)
     except AdaKronError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(paragraph(error), file=sys.stderr)
         return EXIT_ERROR
     setup_logging(world.rank)
     distributed.use_threads(world, os.environ)
@@ -62,13 +65,16 @@ def run_program(main: Callable[[Sequence[str], World], None]) -> int:
         main(sys.argv[1:], world)
     except Exception as error:
         known = error if isinstance(error, AdaKronError) else without_deterministic_kernel(error)
-        code = EXIT_ERROR if known else EXIT_UNEXPECTED
+        of_this_host = explained(error) if known is None else None
+        reason = known or of_this_host
+        code = EXIT_ERROR if reason else EXIT_UNEXPECTED
         if world.world_size > 1 and (distributed.peer_watch() is not None or is_lost_peer(error)):
-            end_rank(error, world, code, _paragraph(known) if known else None)
-        if known is None:
+            end_rank(error, world, code, paragraph(reason) if reason else None)
+        if reason is None:
             raise
-        if world.local_rank == 0:
-            print(_paragraph(known), file=sys.stderr, flush=True)
+        # What one rank's disk or memory refused, another's may not have.
+        if of_this_host or world.local_rank == 0:
+            print(paragraph(reason), file=sys.stderr, flush=True)
         return code
     except KeyboardInterrupt:
         if world.local_rank == 0:
@@ -77,11 +83,6 @@ def run_program(main: Callable[[Sequence[str], World], None]) -> int:
     finally:
         distributed.leave_group()
     return 0
-
-
-def _paragraph(error: AdaKronError) -> str:
-    lines = str(error).splitlines()
-    return f"error: {lines[0]}" if len(lines) == 1 else "\n".join([f"error: {len(lines)} problems", *(f"  - {line}" for line in lines)])
 
 
 def quiet_libraries() -> None:

@@ -15,6 +15,7 @@ from adakron import adapter_folder, run_folder
 from adakron.config import DATA_FILES, RunConfig
 from adakron.engine.ds_config import DeepSpeedSettings
 from adakron.metrics import JsonLinesSink, TensorBoardSink
+from adakron.redaction import redact_arguments, redact_values
 from adakron.tasks.base import Task
 from adakron.tasks.glue import TextTask
 from adakron.trainable import ParameterReport
@@ -49,9 +50,14 @@ def claim_folder(config: RunConfig, settings: DeepSpeedSettings) -> Path:
     else:
         name = f"{config.data.task_name}-{config.adapter.method}-seed{training.seed}-{datetime.now():%Y%m%d-%H%M%S}"
         folder = run_folder.claim_new(DEFAULT_PARENT / name)
-    record = {"config": config.to_dict(), "precision": settings.precision, "command": sys.argv, **run_folder.environment()}
-    run_folder.write_json(folder / run_folder.RUN_FILE, record)
-    run_folder.write_json(folder / run_folder.DEEPSPEED_FILE, settings.config)
+    record = {
+        "config": config.to_dict(),
+        "precision": settings.precision,
+        "command": redact_arguments(sys.argv),
+        **run_folder.environment(),
+    }
+    run_folder.write_json(folder / run_folder.RUN_FILE, redact_values(record))
+    run_folder.write_json(folder / run_folder.DEEPSPEED_FILE, redact_values(settings.config))
     return folder
 
 

@@ -5,16 +5,19 @@ reduces bf16 gradients in bf16. All problems of a file are reported together, be
 """
 
 import copy
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from adakron import untrusted
 from adakron.engine.upstream import quiet_initialisation
 from adakron.errors import ConfigError
+from adakron.untrusted import UnreadableError
 
 Precision = Literal["fp32", "bf16", "fp16"]
+
+_LONGEST_FILE = 2**20  # bytes
 
 _PASSED_ON = {
     "activation_checkpointing", "aio", "bf16", "checkpoint", "comms_logger", "communication_data_type", "data_types",
@@ -72,24 +75,17 @@ class DeepSpeedSettings:
 
 def read_json(path: str) -> dict[str, Any]:
     """The JSON object in a file. Raises ConfigError where there is none."""
-    file = Path(path)
-    if not file.is_file():
-        raise ConfigError(f"--deepspeed {path}: no such file; the project's own are ds_configs/*.json, e.g. ds_configs/zero2.json")
     try:
-        content = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=_no_duplicates)
-    except (UnicodeDecodeError, ValueError, RecursionError) as error:
+        content = untrusted.read_json(path, _LONGEST_FILE)
+    except FileNotFoundError:
+        raise ConfigError(
+            f"--deepspeed {path}: no such file; the project's own are ds_configs/*.json, e.g. ds_configs/zero2.json"
+        ) from None
+    except UnreadableError as error:
         raise ConfigError(f"--deepspeed {path}: not a JSON file ({error}); compare ds_configs/zero2.json") from error
     if not isinstance(content, dict):
         raise ConfigError(f"--deepspeed {path}: holds a {type(content).__name__}, not an object; compare ds_configs/zero2.json")
     return content
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    twice = sorted({key for key in keys if keys.count(key) > 1})
-    if twice:
-        raise ValueError(f"key {', '.join(twice)} appears twice")
-    return dict(pairs)
 
 
 def resolve(source: dict[str, Any], values: RunValues, *, name: str = "the DeepSpeed JSON") -> DeepSpeedSettings:
