@@ -20,6 +20,7 @@ DEEPSPEED_FILE = "deepspeed.json"
 STATE_FILE = "trainer_state.json"
 BACKBONE_FILE = "backbone.json"
 METRICS_FILE = "metrics.jsonl"
+ALL_RESULTS_FILE = "all_results.json"
 TENSORBOARD_FOLDER = "tensorboard"
 CHECKPOINT_PREFIX = "checkpoint-"
 
@@ -31,7 +32,7 @@ TOKENIZER_FILES = {
 
 _WRITTEN = TOKENIZER_FILES | {
     RUN_FILE, DEEPSPEED_FILE, STATE_FILE, METRICS_FILE, BACKBONE_FILE, "train_results.json", "eval_results.json",
-    "all_results.json", "adapter_config.json", "adapter_model.safetensors",
+    ALL_RESULTS_FILE, "adapter_config.json", "adapter_model.safetensors",
 }  # fmt: skip
 _VERSIONED = (
     "adakron",

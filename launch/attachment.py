@@ -27,7 +27,11 @@ if TYPE_CHECKING:
 
 
 class FolderWriter(Protocol):
-    """Writes what a run trained, with all that the folder says beside it."""
+    """Writes what a run trained, with all that the folder says beside it. backbone: taken before training."""
+
+    @property
+    def backbone(self) -> BackboneFingerprint:
+        """What trains on top of it."""
 
     def write(
         self, folder: Path, trained: Mapping[str, Tensor], *, auto_class: str, model_options: Mapping[str, Any], merge: bool = False

@@ -14,6 +14,8 @@ from adakron.distributed import World
 from adakron.errors import AdaKronError
 from adakron.log import setup_logging
 from adakron.redaction import redact
+from adakron.signals import EXIT_INTERRUPTED, EXIT_STOPPED
+from adakron.stopping import StopRequest
 from launch.failures import end_rank, is_lost_peer, without_deterministic_kernel
 from launch.messages import explained, paragraph
 
@@ -22,9 +24,6 @@ EXIT_ERROR = 2
 
 EXIT_UNEXPECTED = 1
 """Exit code of an unexpected exception, as Python has it. A rank that lost another one leaves with `distributed.EXIT_LOST_RANK`."""
-
-EXIT_INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells have it."""
 
 
 def execute(main: Callable[[Sequence[str], World], None]) -> NoReturn:
@@ -63,6 +62,10 @@ def run_program(main: Callable[[Sequence[str], World], None]) -> int:
     distributed.use_threads(world, os.environ)
     try:
         main(sys.argv[1:], world)
+    except StopRequest as stop:
+        if world.local_rank == 0:
+            print(stop, file=sys.stderr, flush=True)
+        return EXIT_STOPPED
     except Exception as error:
         known = error if isinstance(error, AdaKronError) else without_deterministic_kernel(error)
         of_this_host = explained(error) if known is None else None

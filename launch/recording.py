@@ -18,8 +18,8 @@ from adakron.metrics import JsonLinesSink, TensorBoardSink
 from adakron.redaction import redact_arguments, redact_values
 from adakron.tasks.base import Task
 from adakron.tasks.glue import TextTask
+from adakron.train_state import TrainResult
 from adakron.trainable import ParameterReport
-from adakron.trainer import TrainResult
 
 DEFAULT_PARENT = Path("runs")
 """Where runs without --output_dir go."""
@@ -41,10 +41,19 @@ def as_recorded(config: RunConfig, base_model: str, task: Task) -> RunConfig:
     )
 
 
-def claim_folder(config: RunConfig, settings: DeepSpeedSettings) -> Path:
-    """Make the output folder, holding the resolved configuration. Rank 0 only."""
+def claim_folder(config: RunConfig, settings: DeepSpeedSettings, *, resumed_at: int | None = None) -> Path:
+    """Make the output folder, holding the resolved configuration. Rank 0 only.
+
+    resumed_at: the step at which a run goes on in its own folder; what the folder says of how it began stays.
+    """
     training = config.training
-    if training.output_dir:
+    began: dict[str, Any] = {}
+    if resumed_at is not None:
+        folder = Path(str(training.output_dir))
+        before = run_folder.read_run(folder)
+        went_on = {"step": resumed_at, "command": sys.argv, **run_folder.environment()}
+        began = {"command": before.get("command"), "resumed": [*before.get("resumed", []), went_on]}
+    elif training.output_dir:
         folder = Path(training.output_dir)
         run_folder.claim(folder, training.overwrite_output_dir)
     else:
@@ -55,6 +64,7 @@ def claim_folder(config: RunConfig, settings: DeepSpeedSettings) -> Path:
         "precision": settings.precision,
         "command": redact_arguments(sys.argv),
         **run_folder.environment(),
+        **began,
     }
     run_folder.write_json(folder / run_folder.RUN_FILE, redact_values(record))
     run_folder.write_json(folder / run_folder.DEEPSPEED_FILE, redact_values(settings.config))
@@ -74,10 +84,11 @@ def last_good_checkpoint(folder: Path) -> Path | None:
     return None
 
 
-def metric_sinks(config: RunConfig, folder: Path) -> list[TensorBoardSink | JsonLinesSink]:
-    """TensorBoard in logging_dir and JSON lines in the run's folder. Rank 0 only."""
+def metric_sinks(config: RunConfig, folder: Path, *, resumed_at: int | None = None) -> list[TensorBoardSink | JsonLinesSink]:
+    """TensorBoard in logging_dir and JSON lines in the run's folder, without what they said of steps after resumed_at. Rank 0 only."""
     logging_dir = Path(config.training.logging_dir or folder / run_folder.TENSORBOARD_FOLDER)
-    return [TensorBoardSink(logging_dir), JsonLinesSink(folder / run_folder.METRICS_FILE)]
+    purge_step = resumed_at + 1 if resumed_at is not None else None
+    return [TensorBoardSink(logging_dir, purge_step), JsonLinesSink(folder / run_folder.METRICS_FILE, resumed_at)]
 
 
 def collect_results(
@@ -122,4 +133,6 @@ def write_results(folder: Path, results: Mapping[str, Mapping[str, Any]]) -> Non
     for name, values in results.items():
         if values:
             run_folder.write_json(folder / f"{name}_results.json", values)
-    run_folder.write_json(folder / "all_results.json", {key: value for values in results.values() for key, value in values.items()})
+    run_folder.write_json(
+        folder / run_folder.ALL_RESULTS_FILE, {key: value for values in results.values() for key, value in values.items()}
+    )

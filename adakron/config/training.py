@@ -1,5 +1,6 @@
 """Settings of the loop."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,6 +15,10 @@ class TrainingConfig(Settings):
 
     output_dir: str | None = flag(None, "Folder of the run. Default: runs/<task>-<method>-seed<seed>-<date>.")
     overwrite_output_dir: bool = flag(False, "Replace a run that output_dir already holds.")
+    resume_from_checkpoint: str | None = flag(
+        None, "Go on with a run: its folder, one of its checkpoint-<step> folders, or auto, the newest one in output_dir if there is any."
+    )
+    max_hours: float | None = flag(None, "Stop with a checkpoint after so many hours of wall-clock time, to go on later.")
     do_train: bool | None = flag(None, "Train. Without any do_ flag: train and evaluate.")
     do_eval: bool | None = flag(None, "Evaluate on the validation split at the end.")
     do_predict: bool | None = flag(None, "Write predictions for the test split at the end.")
@@ -88,6 +93,20 @@ class TrainingConfig(Settings):
         if self.bf16 and self.fp16:
             found.append("bf16 and fp16 are both set; choose one (drop --bf16 or --fp16)")
         found += self._best_model_problems()
+        found += self._resume_problems()
+        return found
+
+    def _resume_problems(self) -> list[str]:
+        found = []
+        if self.max_hours is not None and not 0.0 < self.max_hours < math.inf:
+            found.append(f"max_hours is {self.max_hours}; it must be a positive number of hours (set --max_hours)")
+        if self.resume_from_checkpoint == "auto" and not self.output_dir:
+            found.append("resume_from_checkpoint auto looks for checkpoints in output_dir, which is not set (set --output_dir)")
+        if self.resume_from_checkpoint is not None and self.overwrite_output_dir:
+            found.append(
+                "overwrite_output_dir would delete what resume_from_checkpoint goes on from; drop one of --overwrite_output_dir and"
+                " --resume_from_checkpoint"
+            )
         return found
 
     def _best_model_problems(self) -> list[str]:

@@ -21,6 +21,7 @@ from adakron import distributed
 from adakron.config import TrainingConfig
 from adakron.engine.ds_config import DeepSpeedSettings
 from adakron.engine.partitioning import cast_partitioned
+from adakron.engine.state import EngineState, LossScaleState, check_fits, fragments, gather, scatter
 from adakron.engine.upstream import quiet_initialisation, ready_deepspeed
 from adakron.errors import ConfigError, NumericalError
 from adakron.weights import DTYPES
@@ -94,6 +95,8 @@ class TrainingEngine:
         scheduler = LambdaLR(optimizer, lambda step: schedule_factor(kind, step, warmup, total_steps))
         with quiet_initialisation():
             self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, lr_scheduler=scheduler, config=settings.config)
+        self._optimizer = optimizer
+        self._scheduler = scheduler
         self._named = {name: p for name, p in self._engine.module.named_parameters() if p.requires_grad}
 
     @property
@@ -178,6 +181,59 @@ class TrainingEngine:
             full = safe_get_full_fp32_param(parameter) if self.settings.stage else parameter
             tensors[name] = full.detach().to("cpu", torch.float32, copy=True)
         return tensors
+
+    def state(self) -> EngineState:
+        """All that training needs to go on, whole and on the host; equal on all ranks, which must call it together."""
+        stage = self.settings.stage
+        owned = fragments(self._engine.optimizer, stage, self._named)
+        tensors, steps = gather(owned, self._optimizer, self._shapes(), self.device, replicated=stage == 0)
+        scale = None
+        if self.precision == "fp16":
+            scaler = self._engine.optimizer.loss_scaler
+            # A static scaler has no counters.
+            counters = (getattr(scaler, name, 0) for name in ("cur_iter", "last_overflow_iter", "cur_hysteresis"))
+            scale = LossScaleState(float(scaler.cur_scale), *map(int, counters))
+        return EngineState(tensors, steps, self.global_step, self.skipped_steps, self._skipped_in_a_row, scale)
+
+    def load_state(self, state: EngineState) -> None:
+        """Go on from a state that any stage, precision and number of ranks saved. All ranks together, between steps.
+
+        Raises CheckpointError where it is not a state of these parameters.
+        """
+        check_fits(state, self._shapes())
+        zero, stage = self._engine.optimizer, self.settings.stage
+        if stage == 3:
+            # Small parameters lie whole on every rank: they are taken apart, so that what is gathered below is what was loaded.
+            zero._partition_all_parameters()
+            flats = zero.fp32_partitioned_groups_flat
+        else:
+            flats = [tensor for group in self._optimizer.param_groups for tensor in group["params"]]
+        scatter(state, fragments(zero, stage, self._named), flats, self._optimizer)
+        if stage == 3:
+            for group in range(len(flats)):
+                zero._reassign_or_swap_out_partitioned_parameters(group)
+            zero._post_step(set())
+        elif stage:
+            zero.update_lp_params()
+        if self.precision == "fp16" and state.loss_scale is not None and zero.loss_scaler.dynamic:
+            scaler, saved = zero.loss_scaler, state.loss_scale
+            scaler.cur_scale, scaler.cur_iter = saved.scale, saved.iteration
+            scaler.last_overflow_iter, scaler.cur_hysteresis = saved.last_overflow, saved.hysteresis
+        self.global_step, self.skipped_steps, self._skipped_in_a_row = state.global_step, state.skipped_steps, state.skipped_in_a_row
+        self._engine.global_steps = state.global_step + state.skipped_steps
+        self._move_schedule(state.global_step)
+
+    def _move_schedule(self, step: int) -> None:
+        scheduler = self._scheduler
+        scheduler.last_epoch = step
+        rates = [base * factor(step) for base, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
+        for group, rate in zip(self._optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        scheduler._last_lr = rates
+
+    def _shapes(self) -> dict[str, torch.Size]:
+        # At stage 3 a parameter's own shape is that of what happens to be gathered.
+        return {name: getattr(p, "ds_shape", p.shape) for name, p in self._named.items()}
 
     def load_for_evaluation(self, tensors: Mapping[str, Tensor]) -> None:
         """Replace the trainable parameters in the model, not in the optimizer: no training step may follow."""

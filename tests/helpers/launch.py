@@ -37,13 +37,18 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def run(command: Sequence[str], *, cwd: Path = ROOT, env: Mapping[str, str] | None = None, timeout: float = 240) -> Finished:
-    """Run a command in a session of its own; whatever it started is killed with it. No network, two threads at most."""
+def start(command: Sequence[str], *, cwd: Path = ROOT, env: Mapping[str, str] | None = None) -> "subprocess.Popen[str]":
+    """Begin what `run` runs to its end. The caller kills the session, `os.killpg(process.pid, ...)`."""
     environment = {**_environment(), **(env or {})}
-    process = subprocess.Popen(
+    return subprocess.Popen(
         list(command), cwd=cwd, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         start_new_session=True,
     )  # fmt: skip
+
+
+def run(command: Sequence[str], *, cwd: Path = ROOT, env: Mapping[str, str] | None = None, timeout: float = 240) -> Finished:
+    """Run a command in a session of its own; whatever it started is killed with it. No network, two threads at most."""
+    process = start(command, cwd=cwd, env=env)
     try:
         stdout, stderr = process.communicate(timeout=timeout)
     finally:
@@ -101,8 +106,12 @@ def ranks(arguments: Sequence[str], logs: Path, count: int = 2) -> Iterator[list
 
 def deepspeed(program: str, *arguments: str, ranks: int = 1, **options: Any) -> Finished:
     """`deepspeed --num_accelerators N PROGRAM ARGUMENTS`, as users type it."""
-    command = [str(BIN / "deepspeed"), "--num_accelerators", str(ranks), "--master_port", str(free_port()), program, *arguments]
-    return run(command, **options)
+    return run(deepspeed_command(program, *arguments, ranks=ranks), **options)
+
+
+def deepspeed_command(program: str, *arguments: str, ranks: int = 1) -> list[str]:
+    """The words of `deepspeed --num_accelerators N PROGRAM ARGUMENTS`, on a port of its own."""
+    return [str(BIN / "deepspeed"), "--num_accelerators", str(ranks), "--master_port", str(free_port()), program, *arguments]
 
 
 def python(program: str, *arguments: str, **options: Any) -> Finished:
