@@ -18,9 +18,6 @@ from adakron.placement import find_sites, sites_without_rows, some_of
 from adakron.pretrained import quiet_transformers, reason_of
 from adakron.trainable import AdaptedModelInfo, train_only
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""A run's precision as torch names it."""
-
 
 def check_architecture(config: ModelConfig, adapter: AdapterConfig, *, auto_class: str, options: Mapping[str, Any]) -> AdaptedModelInfo:
     """Everything that can be wrong with backbone and placement, found without reading weights or using memory.

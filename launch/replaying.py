@@ -19,6 +19,7 @@ from adakron.passes import MicroBatchLoss
 from adakron.replay import replay
 from adakron.tasks import create_task
 from adakron.tasks.base import Task
+from adakron.weights import DTYPES
 from launch.arguments import Parser, add_launcher_flags
 from launch.attachment import Attachment, attach
 from launch.recording import last_good_checkpoint
@@ -63,7 +64,7 @@ def run_replay(arguments: Sequence[str], world: World) -> None:
     dump = read_dump(options.replay)
     try:
         config = RunConfig.from_dict(dump.run["config"])
-        precision = models.DTYPES[dump.run["precision"]]
+        precision = DTYPES[dump.run["precision"]]
         auto_class, model_options = dump.run["auto_class"], dict(dump.run["model_options"])
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{options.replay} does not fit this version: {error}") from error
@@ -79,7 +80,12 @@ def run_replay(arguments: Sequence[str], world: World) -> None:
     data = dataclasses.replace(config.data, **gone)
     task = create_task(data, config.training, model_options=model_options)
     base = backbone.load_backbone(
-        config.model, auto_class=auto_class, options=model_options, seed=config.training.seed, device_type=device.type
+        config.model,
+        auto_class=auto_class,
+        options=model_options,
+        seed=config.training.seed,
+        device_type=device.type,
+        compute_dtype=precision,
     )
     attached = attach(base, config.adapter, config.training.seed, precision)
     models.cast_parameters(attached.model, precision)

@@ -17,10 +17,10 @@ from adakron.config import DATA_FILES, DataConfig, RunConfig
 from adakron.distributed import World
 from adakron.errors import CheckpointError, ConfigError
 from adakron.evaluator import Evaluator
-from adakron.models import DTYPES
 from adakron.store import CheckpointStore
 from adakron.tasks import create_task
 from adakron.tasks.base import Task
+from adakron.weights import DTYPES
 from launch import attachment
 from launch.arguments import Parser, add_launcher_flags
 
@@ -120,7 +120,12 @@ def open_run(options: argparse.Namespace, world: World, needs_data: bool = True)
     auto_class, model_options = attachment.read_head(folder, config.adapter)
     task = create_task(config.data, config.training, model_options=model_options)
     base = backbone.load_backbone(
-        config.model, auto_class=auto_class, options=model_options, seed=config.training.seed, device_type=device.type
+        config.model,
+        auto_class=auto_class,
+        options=model_options,
+        seed=config.training.seed,
+        device_type=device.type,
+        compute_dtype=precision,
     )
     model = attachment.load(base, folder, config.adapter, precision, allow_other_backbone=options.allow_other_backbone)
     model.to(device).eval().requires_grad_(False)

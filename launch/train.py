@@ -40,9 +40,10 @@ from adakron.stopping import StopAgreement, StopRequest
 from adakron.tasks import create_task
 from adakron.tasks.classification import TextClassificationTask
 from adakron.trainer import Trainer, total_steps
+from adakron.weights import DTYPES
 from launch import resuming
 from launch.arguments import parse_train
-from launch.attachment import attach, check_method
+from launch.attachment import attach, check_method, partitioning
 from launch.checks import asks_for_stage, check_consistency, evaluates, resolve_deepspeed, splits_to_use
 from launch.program import execute
 from launch.recording import DEFAULT_PARENT, as_recorded, claim_folder, collect_results, metric_sinks, write_results
@@ -85,11 +86,17 @@ def _run(arguments: Sequence[str], world: World, held: contextlib.ExitStack) -> 
     splits = splits_to_use(task, config)
     models.check_architecture(config.model, config.adapter, auto_class=task.auto_class, options=task.model_options())
     base = backbone.load_backbone(
-        config.model, auto_class=task.auto_class, options=task.model_options(), seed=config.training.seed, device_type=device.type
+        config.model,
+        auto_class=task.auto_class,
+        options=task.model_options(),
+        seed=config.training.seed,
+        device_type=device.type,
+        compute_dtype=DTYPES[settings.precision],
+        partitioned=partitioning(config, settings, world, device),
     )
     new = base.new_parameters.names
     logger.info("%d parameters of the head are new: %s", len(new), some_of(new))
-    attached = attach(base, config.adapter, config.training.seed, models.DTYPES[settings.precision])
+    attached = attach(base, config.adapter, config.training.seed, DTYPES[settings.precision])
     model, info, router = attached.model, attached.info, attached.router
     trainable.assert_trainable(model, info)
     check_consistency(config, model)

@@ -5,7 +5,9 @@ reduces bf16 gradients in bf16. All problems of a file are reported together, be
 """
 
 import copy
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from adakron import untrusted
@@ -236,4 +238,26 @@ def device_problem(precision: Precision, device_type: str) -> str | None:
         return f"fp16 is not supported on this {device_type} device; use bf16 (ds_configs/zero2.json) or fp32 (zero2_fp32.json)"
     if precision == "bf16" and not accelerator.is_bf16_supported():
         return f"bf16 is not supported on this {device_type} device; use fp16 (ds_configs/zero2_fp16.json) or fp32 (zero2_fp32.json)"
+    return None
+
+
+def offload_problem(config: dict[str, Any]) -> str | None:
+    """Why what a resolved configuration offloads to NVMe cannot be put there, with the remedy; None where nothing stands against it."""
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    for key in ("offload_optimizer", "offload_param"):
+        section = config["zero_optimization"].get(key) or {}
+        if section.get("device") != "nvme":
+            continue
+        place = section.get("nvme_path")
+        if not place or not Path(place).is_dir() or not os.access(place, os.W_OK):
+            return (
+                f'"zero_optimization.{key}.nvme_path" is {place!r}; it must be a folder on a local NVMe drive that this user may write'
+                " (or offload to the host's memory: ds_configs/zero3_offload.json)"
+            )
+        if not AsyncIOBuilder().is_compatible():
+            return (
+                f'"zero_optimization.{key}.device" is nvme, and DeepSpeed\'s asynchronous I/O cannot be built here; install libaio-dev,'
+                " or offload to the host's memory (ds_configs/zero3_offload.json)"
+            )
     return None

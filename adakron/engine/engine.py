@@ -20,9 +20,11 @@ from torch.optim.lr_scheduler import LambdaLR
 from adakron import distributed
 from adakron.config import TrainingConfig
 from adakron.engine.ds_config import DeepSpeedSettings
+from adakron.engine.partitioning import cast_partitioned
 from adakron.engine.state import EngineState, LossScaleState, check_fits, fragments, gather, scatter
 from adakron.engine.upstream import quiet_initialisation, ready_deepspeed
 from adakron.errors import ConfigError, NumericalError
+from adakron.weights import DTYPES
 
 MOST_SKIPS_IN_A_ROW = 40
 """fp16's dynamic loss scale starts at 2^16 or above and halves at each overflow: healthy runs skip far fewer steps in a row."""
@@ -73,6 +75,10 @@ class TrainingEngine:
         self._skipped_in_a_row = 0
         self._world_size = distributed.world_size()
         ready_deepspeed(device)
+        if settings.stage == 3:
+            cast_partitioned(model, DTYPES[settings.precision])
+            for buffer in model.buffers():  # DeepSpeed moves those of whole models only
+                buffer.data = buffer.data.to(device)
         kind_of_optimizer = _ClippingAdamW if settings.stage == 0 else AdamW
         optimizer = kind_of_optimizer(
             [dict(group) for group in groups],
