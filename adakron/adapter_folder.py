@@ -1,6 +1,5 @@
 """What an adapter folder's `adapter_config.json` says: PEFT's fields, the adapter's settings, how to build the head again."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from adakron.config import AdapterConfig
 from adakron.errors import CheckpointError, ConfigError
 from adakron.fingerprint import BackboneFingerprint
+from adakron.untrusted import UnreadableError, read_json
 
 CONFIG_FILE = "adapter_config.json"
 
@@ -34,7 +34,15 @@ _KINDS: dict[str, tuple[type, ...]] = {
 }
 
 
-_KIND_NAMES = {str: "a string", dict: "an object", list: "a list", int: "a whole number", float: "a number", type(None): "null"}
+_KIND_NAMES = {
+    str: "a string",
+    dict: "an object",
+    list: "a list",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    type(None): "null",
+}
 
 
 _NEW_IN_2 = ("method_config", "num_experts", "experts_in", "expert_scores", "tune_expert_scores", "inference_level",
@@ -68,8 +76,8 @@ def read_adapter_config(folder: str | Path) -> AdapterFolder:
     if not path.is_file():
         raise CheckpointError(f"{folder} is not an adapter folder: it has no {CONFIG_FILE}")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = read_json(path)
+    except (OSError, UnreadableError) as error:
         raise CheckpointError(f"cannot read {path}: {error}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} must hold a JSON object, it holds a {type(content).__name__}")

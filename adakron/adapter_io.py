@@ -14,7 +14,6 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -27,6 +26,7 @@ from adakron.fingerprint import BackboneFingerprint, backbone_differences
 from adakron.models import adapt
 from adakron.nn import PROJECTIONS, AdaptedLayer, BottleneckAdapter
 from adakron.placement import some_of
+from adakron.tensor_file import read_tensor_file
 from adakron.trainable import AdaptedModelInfo, trained_names
 
 log = logging.getLogger(__name__)
@@ -106,12 +106,9 @@ def read_adapter_tensors(folder: str | Path) -> dict[str, Tensor]:
     """The saved tensors, float32 on the CPU, by parameter name of the model; checked to be complete."""
     config = read_adapter_config(folder)
     path = Path(folder) / WEIGHTS_FILE
-    if not path.is_file():
+    if not path.exists():
         raise CheckpointError(f"{folder} is not a complete adapter folder: it has no {WEIGHTS_FILE}")
-    try:
-        stored = safetensors.torch.load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}") from error
+    stored = read_tensor_file(path)
     foreign = [key for key in stored if not key.startswith(KEY_PREFIX)]
     problems = [f"keys without the prefix {KEY_PREFIX!r}: {', '.join(foreign)}"] if foreign else []
     tensors = {key.removeprefix(KEY_PREFIX): tensor for key, tensor in stored.items() if key not in foreign}

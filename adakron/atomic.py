@@ -1,4 +1,4 @@
-"""Files that a reader sees whole or not at all, whatever happens to the process or the machine."""
+"""Files and folders that a reader sees whole or not at all, whatever happens to the process or the machine."""
 
 import errno
 import os
@@ -27,8 +27,34 @@ def publish(file: str | Path) -> Iterator[Path]:
         os.replace(partial, file)
     finally:
         partial.unlink(missing_ok=True)
+    sync_folder(file.parent)
+
+
+def rename_folder(source: Path, target: Path) -> None:
+    """Give a folder another name beside its own, on the disk before this returns. The target must not exist.
+
+    For a folder that appears whole, call `sync_tree` on it first.
+    """
+    source.rename(target)
+    sync_folder(target.parent)
+
+
+def sync_tree(folder: Path) -> None:
+    """Bring every file and folder below a folder, and last the folder itself, onto the disk. Follows no links."""
+    with os.scandir(folder) as entries:
+        found = list(entries)
+    for entry in found:
+        if entry.is_dir(follow_symlinks=False):
+            sync_tree(Path(entry.path))
+        elif entry.is_file(follow_symlinks=False):
+            _sync(Path(entry.path))
+    sync_folder(folder)
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the names in a folder onto the disk, where its file system can."""
     try:
-        _sync(file.parent)
+        _sync(folder)
     except OSError as error:
         if error.errno not in _NO_FOLDER_SYNC:
             raise

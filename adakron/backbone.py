@@ -3,11 +3,14 @@
 Everything a user can get wrong about a model folder ends here, in one ConfigError, instead of a traceback from a library.
 """
 
+import contextlib
 import copy
 import re
 import sys
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from adakron.config import ModelConfig
 from adakron.errors import ConfigError
 from adakron.packaged import PACKAGED_MINILM, packaged_minilm
 from adakron.pretrained import hub_arguments, quiet_transformers, reading, reason_of
+from adakron.quantization import check_quantization, quantization_config
 from adakron.tokenizer import POSITIONS_FROM_PADDING, agree_on_padding, check_end_token, load_tokenizer
 
 
@@ -76,6 +80,9 @@ def resolve_backbone(config: ModelConfig) -> str:
     return name
 
 
+_MOST_LAYERS = 2000
+"""Of a model that is built: ten times what the deepest published ones have, and seconds of work."""
+
 _ENCODER_DECODER_CLASSES = ("AutoModelForSequenceClassification", "AutoModelForSeq2SeqLM")
 """Auto classes whose models make the decoder's input themselves, from the text or from the targets."""
 
@@ -88,9 +95,14 @@ def load_config(config: ModelConfig, options: Mapping[str, Any], auto_class: str
     Raises ConfigError on a folder that cannot be read, on an architecture that reads no text, and on an encoder-decoder in a
     class that wants its decoder's input from outside (AutoModel) or is not meant for it.
     """
+    check_quantization(config)
     path = resolve_backbone(config)
     with reading("configuration", path, "--model_name_or_path"):
         loaded: PreTrainedConfig = AutoConfig.from_pretrained(path, **hub_arguments(config, path), **options)
+    counts = {name: value for name, value in vars(loaded).items() if "layers" in name and isinstance(value, int)}
+    deep = [f"{name} {value}" for name, value in counts.items() if value > _MOST_LAYERS]
+    if deep:
+        raise ConfigError(f"config.json of {path} says {', '.join(deep)}; at most {_MOST_LAYERS} are built (set --model_name_or_path)")
     unsupported = ""
     if getattr(loaded, "vocab_size", None) is None:
         unsupported = "is no text model: its configuration has no vocab_size"
@@ -118,6 +130,8 @@ def load_backbone(
     seed: int,
     dtype: torch.dtype = torch.float32,
     device_type: str = "cpu",
+    compute_dtype: torch.dtype = torch.float32,
+    partitioned: AbstractContextManager[None] | None = None,
 ) -> Backbone:
     """Load backbone, head and tokenizer.
 
@@ -126,6 +140,9 @@ def load_backbone(
     seed: of the parameters that the checkpoint does not hold; the global random state is neither used nor moved.
     dtype: of all parameters, whatever the checkpoint's. device_type: where the model will run; decides the attention code
     where the settings leave it open.
+    compute_dtype: the run's, in which quantised layers compute.
+    partitioned: entered around the reading of the weights, where ZeRO stage 3 partitions them as they come; what can be wrong
+    with them is found before it is entered.
     A decoder without a padding token (GPT-2, Llama) gets its end-of-sequence token for it: its classifier then reads the last
     token that is not padding, so a text should not itself end in that token. The classifier of an encoder-decoder reads the
     decoder at the last end-of-sequence token and needs equally many in each row: the tokenizer adds them, after truncation, and
@@ -139,20 +156,11 @@ def load_backbone(
         check_end_token(tokenizer, architecture)
     tokenizer.model_max_length = min(tokenizer.model_max_length, position_limit(architecture))
     check_attention(config, architecture, auto_class)
-    remedy = "--model_name_or_path"
-    with reading("weights", path, remedy), quiet_transformers(), torch.random.fork_rng(devices=[]):
-        # Not torch.manual_seed: it would reseed the accelerators as well, which fork_rng does not restore here.
-        torch.default_generator.manual_seed(seed)
-        model, loading = model_class(auto_class).from_pretrained(
-            path,
-            config=architecture,
-            dtype=dtype,
-            # torch 2.13's fused attention is slower than plain matrix products on a CPU, most of all its backward in bf16.
-            attn_implementation=config.attn_implementation or ("eager" if device_type == "cpu" else None),
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            **hub_arguments(config, path),
-        )
+    twice = partitioned is not None or config.quantization is not None
+    read = partial(_read_weights, config, path, auto_class, architecture, seed, dtype, device_type)
+    # First without values where transformers would report less: nothing unexpected or mismatched at ZeRO stage 3; and where the
+    # head must be known before, which is not quantised.
+    model, loading = read(device_map={"": "meta"}) if twice else read()
     parameters = {name for name, _ in model.named_parameters()}
     mismatched = {key if isinstance(key, str) else key[0] for key in loading["mismatched_keys"]}
     new = tuple(sorted(parameters & ({*loading["missing_keys"]} | mismatched)))
@@ -163,14 +171,14 @@ def load_backbone(
     if random_backbone:
         problems.append(
             f"the checkpoint {path} does not fit {type(model).__name__}: {len(random_backbone)} parameters of the frozen part would be"
-            f" random, e.g. {', '.join(random_backbone[:4])} (set {remedy} to a complete checkpoint of this architecture)"
+            f" random, e.g. {', '.join(random_backbone[:4])} (set --model_name_or_path to a complete checkpoint of this architecture)"
         )
     dropped = _dropped_layers(model, loading["unexpected_keys"])
     if dropped:
         problems.append(
             f"the checkpoint {path} holds {len(dropped)} parameters of layers that its config.json does not describe, e.g."
-            f" {', '.join(dropped[:4])}; they would be dropped (correct num_hidden_layers there, or set {remedy} to a folder whose"
-            " configuration fits its weights)"
+            f" {', '.join(dropped[:4])}; they would be dropped (correct num_hidden_layers there, or set --model_name_or_path to a folder"
+            " whose configuration fits its weights)"
         )
     if problems:
         raise ConfigError(problems)
@@ -179,8 +187,40 @@ def load_backbone(
             f"the tokenizer knows {len(tokenizer)} tokens, the backbone's embedding only {_vocabulary(model)}: they do not belong"
             " together (set --tokenizer_name, or drop it)"
         )
+    if twice:
+        quantized = quantization_config(config, head_modules(model, {*new, *unused}), compute_dtype)
+        with partitioned or contextlib.nullcontext():
+            model, _ = read() if quantized is None else read(quantization_config=quantized)
     name = PACKAGED_MINILM if config.model_name_or_path is None or _is_packaged(config.model_name_or_path) else path
     return Backbone(model, tokenizer, path, name, NewParameters(new, unused))
+
+
+def _read_weights(
+    config: ModelConfig,
+    path: str,
+    auto_class: str,
+    architecture: PreTrainedConfig,
+    seed: int,
+    dtype: torch.dtype,
+    device_type: str,
+    **options: Any,
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The model, and transformers' report of what of the checkpoint it used."""
+    with reading("weights", path, "--model_name_or_path"), quiet_transformers(), torch.random.fork_rng(devices=[]):
+        # Not torch.manual_seed: it would reseed the accelerators as well, which fork_rng does not restore here.
+        torch.default_generator.manual_seed(seed)
+        model, loading = model_class(auto_class).from_pretrained(
+            path,
+            config=architecture,
+            dtype=dtype,
+            # torch 2.13's fused attention is slower than plain matrix products on a CPU, most of all its backward in bf16.
+            attn_implementation=config.attn_implementation or ("eager" if device_type == "cpu" else None),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **options,
+            **hub_arguments(config, path),
+        )
+    return model, loading
 
 
 def check_attention(config: ModelConfig, architecture: PreTrainedConfig, auto_class: str) -> None:
@@ -285,14 +325,19 @@ def model_class(auto_class: str) -> Any:
     """The transformers Auto class of that name."""
     found = getattr(transformers, auto_class, None)
     if not auto_class.startswith("AutoModel") or found is None:
-        raise ConfigError(f"{auto_class!r} is not an AutoModel class of transformers {transformers.__version__}")
+        raise ConfigError(
+            f"{auto_class!r} is not an AutoModel class of transformers {transformers.__version__}; the auto_class of an adapter's"
+            " configuration must be one"
+        )
     return found
 
 
 def _folder_problems(folder: Path) -> list[str]:
     if (folder / "adapter_config.json").is_file():
         return [f"{folder} holds an adapter, not a backbone (set --model_name_or_path to the adapter's base model)"]
-    problems = []
+    # Libraries would wait for a pipe, and read a device for ever.
+    special = [path.name for path in folder.iterdir() if path.exists() and not (path.is_file() or path.is_dir())]
+    problems = [f"{name} in the model folder {folder} is no regular file (set --model_name_or_path)" for name in sorted(special)]
     if not (folder / "config.json").is_file():
         problems.append(f"the model folder {folder} has no config.json (set --model_name_or_path)")
     if not any(any(folder.glob(pattern)) for pattern in ("*.safetensors", "pytorch_model*.bin")):

@@ -4,6 +4,7 @@ Every helper does nothing, or the obvious local thing, in a single process, so n
 """
 
 import os
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -12,11 +13,18 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import distributed_c10d
 
+from adakron import peers
 from adakron.errors import AdaKronError, ConfigError
 
 T = TypeVar("T")
 DEFAULT_TIMEOUT = timedelta(minutes=30)
+
+EXIT_LOST_RANK = 76
+"""Exit code of a rank that ends because another one was lost: the cause is elsewhere."""
+
+_watch: peers.PeerWatch | None = None
 
 
 @dataclass(frozen=True)
@@ -83,9 +91,15 @@ def select_device(world: World, environ: Mapping[str, str]) -> torch.device:
 
 
 def form_group(world: World, device: torch.device, timeout: timedelta = DEFAULT_TIMEOUT) -> None:
-    """Form the process group (gloo on CPUs, NCCL and gloo on GPUs). One process gets a group of its own on a free port."""
+    """Form the process group (gloo on CPUs, NCCL and gloo on GPUs). One process gets a group of its own on a free port.
+
+    timeout: how long a collective waits for the other ranks, in this group and in every later one.
+    """
     if dist.is_initialized():
         return
+    # DeepSpeed makes groups of its own, which carry most of the traffic, and gives them no timeout: they take torch's defaults.
+    distributed_c10d.default_pg_timeout = timeout
+    distributed_c10d.default_pg_nccl_timeout = timeout
     if world.world_size == 1 and "MASTER_ADDR" not in os.environ:
         store = dist.TCPStore("127.0.0.1", 0, 1, is_master=True, timeout=timeout)
         # DeepSpeed reads these even where the group exists already.
@@ -100,6 +114,20 @@ def form_group(world: World, device: torch.device, timeout: timedelta = DEFAULT_
     # DeepSpeed insists on these also where another launcher named them differently.
     os.environ.update(RANK=str(world.rank), WORLD_SIZE=str(world.world_size), LOCAL_RANK=str(world.local_rank))
     dist.init_process_group(_backend(device), rank=world.rank, world_size=world.world_size, timeout=timeout)
+    if world.world_size > 1:
+        global _watch
+        _watch = peers.PeerWatch(*peers.address(), world.rank, world.world_size, _end_for_lost_rank)
+
+
+def peer_watch() -> peers.PeerWatch | None:
+    """What this rank knows of the others; None in a single process, and before the group is formed."""
+    return _watch
+
+
+def _end_for_lost_rank(reason: str) -> None:
+    # The main thread stands in something that does not end: nothing of it can be cleaned up.
+    print(f"error: rank {rank()} ends because another rank was lost: {reason}", file=sys.stderr, flush=True)
+    os._exit(EXIT_LOST_RANK)
 
 
 def _backend(device: torch.device) -> str:
@@ -107,7 +135,11 @@ def _backend(device: torch.device) -> str:
 
 
 def leave_group() -> None:
-    """Leave the process group, if there is one."""
+    """Leave the process group, if there is one. All ranks together: with a lost one this may wait for ever."""
+    global _watch
+    if _watch is not None:
+        _watch.stop()
+        _watch = None
     if dist.is_initialized():
         dist.destroy_process_group()
 

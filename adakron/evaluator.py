@@ -16,6 +16,7 @@ class Evaluator:
     """Predicts and scores splits. batch_size: examples per forward pass and rank.
 
     before_batch: told the number of every batch, counted over all ranks, for what depends on it: random experts.
+    boundary: passed before every batch by all ranks alike; what it raises ends the evaluation.
 
     The batches, and so their padding, do not depend on the number of ranks; every rank runs equally many forward passes,
     which ZeRO-3 needs. All ranks return the same.
@@ -32,6 +33,7 @@ class Evaluator:
         rank: int = 0,
         disable_progress: bool | None = None,
         before_batch: Callable[[int], None] | None = None,
+        boundary: Callable[[], None] = lambda: None,
     ):
         self._task = task
         self._batch_size = batch_size
@@ -41,6 +43,7 @@ class Evaluator:
         self._rank = rank
         self._disable_progress = disable_progress
         self._before_batch = before_batch
+        self._boundary = boundary
 
     @torch.no_grad()
     def outputs(self, forward: Forward, encoded: EncodedSplit, name: str = "predicting") -> np.ndarray:
@@ -52,6 +55,7 @@ class Evaluator:
         batches = evaluation_batches(encoded.lengths, self._batch_size, self._world_size, self._rank)
         with progress_over(batches, name, self._disable_progress) as shown:
             for round_number, indices in enumerate(shown):
+                self._boundary()
                 if self._before_batch is not None:
                     self._before_batch(round_number * self._world_size + self._rank)
                 filler = len(indices) == 0

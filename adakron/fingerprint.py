@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import MODEL_MAPPING, PreTrainedModel, PreTrainedTokenizerBase
 
+from adakron import weights as weights_of
 from adakron.backbone import is_inside
 from adakron.errors import CheckpointError
 
@@ -114,18 +115,18 @@ class BackboneFingerprint:
 def take_fingerprint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> BackboneFingerprint:
     """The fingerprint of a loaded backbone, with or without adapters in it, before training has changed any of its weights.
 
-    Reads about a thousand numbers whatever the model's size. Quantised weights are not sampled.
-    Raises CheckpointError where ZeRO stage 3 has taken the weights apart, or the model is on the meta device.
+    Reads about a thousand numbers whatever the model's size. Quantised weights are not sampled. All ranks together, where ZeRO
+    stage 3 has taken the weights apart. Raises CheckpointError where the model is on the meta device.
     """
     weights = dict(_backbone_weights(model))
     floating = {name: weight for name, weight in weights.items() if _is_plain(weight)}
-    matrices = [name for name, weight in floating.items() if weight.dim() > 1]
-    vectors = [name for name, weight in floating.items() if weight.dim() == 1]
+    matrices = [name for name, weight in floating.items() if len(weights_of.shape(weight)) > 1]
+    vectors = [name for name, weight in floating.items() if len(weights_of.shape(weight)) == 1]
     chosen = [*_evenly(matrices, SAMPLED_MATRICES), *_evenly(vectors, SAMPLED_VECTORS)]
     config = model.config.get_text_config()
     embedding = model.get_input_embeddings()
     quantised = _is_quantised(model, weights)
-    shapes = sorted(f"{name} {tuple(weight.shape)}" for name, weight in weights.items())
+    shapes = sorted(f"{name} {weights_of.shape(weight)}" for name, weight in weights.items())
     return BackboneFingerprint(
         model_type=model.config.model_type,
         backbone_class=_backbone_class(model),
@@ -232,14 +233,16 @@ def _backbone_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
 
 
 def _sample(name: str, weight: Tensor) -> WeightSample:
-    if weight.numel() == 0 or hasattr(weight, "ds_id") or weight.is_meta:
+    elements = weights_of.size(weight)
+    if elements == 0 or weight.is_meta:
         raise CheckpointError(
             f"the backbone's weight {name} holds no values here (shape {tuple(weight.shape)}): a fingerprint is taken of a model that is"
-            " loaded and not yet partitioned by ZeRO stage 3; take it before deepspeed.initialize"
+            " loaded; take it of one that is not on the meta device"
         )
     # Multiples of the golden ratio spread evenly over any size, and fall into no pattern with the columns of a matrix.
-    places = [int((place + 1) * _GOLDEN_RATIO % 1.0 * weight.numel()) for place in range(HASHED_VALUES)]
-    values = weight.detach().reshape(-1)[torch.tensor(places, device=weight.device)].float().cpu()
+    places = [int((place + 1) * _GOLDEN_RATIO % 1.0 * elements) for place in range(HASHED_VALUES)]
+    with weights_of.gathered([weight]):
+        values = weight.detach().reshape(-1)[torch.tensor(places, device=weight.device)].float().cpu()
     digest = hashlib.sha256(values.numpy().astype("<f4").tobytes()).hexdigest()
     # Nine digits name a float32 exactly.
     kept = tuple(float(f"{value:.9g}") for value in values[:KEPT_VALUES].tolist())

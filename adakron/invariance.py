@@ -1,5 +1,6 @@
 """`--verify_batch_invariance`: that a step's gradient is one number, however its examples are cut into micro-batches."""
 
+import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from adakron.data.sampler import GlobalBatch
 from adakron.engine.engine import TrainingEngine
 from adakron.errors import NumericalError
 from adakron.log import get_logger
-from adakron.passes import StepPasses
+from adakron.passes import ForwardPass, StepPasses
 
 logger = get_logger(__name__)
 
@@ -24,26 +25,26 @@ TOLERANCES = {"fp32": 1e-5, "bf16": 1e-1, "fp16": 1e-2}
 def verify_batch_invariance(engine: TrainingEngine, passes: StepPasses, batch: GlobalBatch) -> float | None:
     """Compare the gradient of a step in the run's own micro-batches with that in others, on every rank's own examples.
 
-    The others are halves, or pairs where a micro-batch is one example. Returns the largest difference of any tensor on any rank as
+    The others are halves, or one of all where a micro-batch is one example. Returns the largest difference of any tensor on any rank as
     a share of the gradient's norm; None where there is nothing to cut or join. Changes nothing of the run: parameters,
     optimizer, random streams and the order of examples stay as they are. All ranks together.
     Raises NumericalError, on every rank, where the difference is more than rounding.
     """
-    own = list(enumerate(batch.micro_batches))
-    longest = int(distributed.all_reduce_max(torch.tensor(max(len(rows) for _, rows in own))))
+    own = passes.places(batch)
+    longest = max(distributed.all_gather_object(max(len(place.examples) for place in own)))
     if longest > 1:
-        other = [(place, half) for place, rows in own for half in (rows[: len(rows) // 2], rows[len(rows) // 2 :])]
-        described = "halves of the micro-batches"
+        other, described = [half for place in own for half in _halves(place)], "halves of the micro-batches"
     elif len(own) > 1:
-        other = [(0, np.concatenate([rows for _, rows in own]))]
-        described = "one micro-batch in place of all"
+        examples = [place.examples for place in own if not place.filler]
+        other, described = [dataclasses.replace(own[0], examples=np.concatenate(examples or [own[0].examples]))], "one micro-batch of all"
     else:
         logger.info("batch invariance: a step on each rank is one example, so there is no other micro-batch to compare with")
         return None
     engine.train()
     with _random_streams_kept(engine.device):
-        found = passes.local_gradient(batch, own)
-        again = passes.local_gradient(batch, other)
+        targets = passes.targets(batch)
+        found = passes.local_gradient(own, targets)
+        again = passes.local_gradient(other, targets)
     worst, name = _largest_difference(found, again)
     tolerance = TOLERANCES[engine.precision]
     if not worst <= tolerance:
@@ -55,6 +56,15 @@ def verify_batch_invariance(engine: TrainingEngine, passes: StepPasses, batch: G
         )
     logger.info("batch invariance: gradients in %s differ by %.1e of their norm (%s)", described, worst, engine.precision)
     return worst
+
+
+def _halves(place: ForwardPass) -> list[ForwardPass]:
+    """Two, on every rank: an empty half becomes a filler."""
+    middle = len(place.examples) // 2
+    halves = place.examples[:middle], place.examples[middle:]
+    return [
+        dataclasses.replace(place, examples=half if len(half) else place.examples, filler=place.filler or not len(half)) for half in halves
+    ]
 
 
 def _largest_difference(found: Mapping[str, Tensor], again: Mapping[str, Tensor]) -> tuple[float, str]:

@@ -3,7 +3,10 @@
 import logging
 import sys
 
+from adakron.redaction import printable, redact, shortened
+
 LOGGER_NAME = "adakron"
+_LONGEST_LINE = 3000
 
 
 class _RankFilter(logging.Filter):
@@ -14,6 +17,13 @@ class _RankFilter(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         record.place = f"rank {self.rank}: " if self.rank else ""
         return self.rank == 0 or record.levelno >= logging.WARNING
+
+
+class _SafeFormatter(logging.Formatter):
+    """A line shows no secret, and no escape sequence that came from a file."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(shortened(printable(redact(line)), _LONGEST_LINE) for line in super().format(record).split("\n"))
 
 
 def get_logger(name: str) -> logging.Logger:
@@ -27,7 +37,7 @@ def setup_logging(rank: int, level: int = logging.INFO) -> None:
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(place)s%(message)s"))
+    handler.setFormatter(_SafeFormatter("%(place)s%(message)s"))
     handler.addFilter(_RankFilter(rank))
     logger.addHandler(handler)
     logger.setLevel(level)

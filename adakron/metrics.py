@@ -12,9 +12,14 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from adakron import distributed
+from adakron.atomic import publish
 
 Reduce = Literal["sum", "same", "max", "last"]
 """How one step's values of several ranks become one: added, equal on all ranks anyway (last: and of the newest step), the largest."""
+
+
+Unlogged = Mapping[str, tuple[Reduce, list[float]]]
+"""A rank's recorded values since the last flush, one a step, by the metric's name and with its reduction."""
 
 
 class Sink(Protocol):
@@ -30,8 +35,9 @@ class Sink(Protocol):
 class TensorBoardSink:
     """Scalars for TensorBoard; the x axis is the global step."""
 
-    def __init__(self, folder: Path):
-        self._writer = SummaryWriter(str(folder))
+    def __init__(self, folder: Path, purge_step: int | None = None):
+        """purge_step: TensorBoard forgets what the folder's older files say of this step and later ones; for a resumed run."""
+        self._writer = SummaryWriter(str(folder), purge_step=purge_step)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """One scalar per name."""
@@ -46,7 +52,12 @@ class TensorBoardSink:
 class JsonLinesSink:
     """One JSON object per write, for programs: {"step": 10, "train/loss": 0.6, ...}."""
 
-    def __init__(self, file: Path):
+    def __init__(self, file: Path, last_step: int | None = None):
+        """last_step: drop what the file says of later steps, and half a line at its end; for a resumed run."""
+        if last_step is not None and file.exists():
+            kept = [line for line in file.read_text(encoding="utf-8").splitlines() if _step_of(line) <= last_step]
+            with publish(file) as partial:
+                partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
         self._file: TextIO = file.open("a", encoding="utf-8")
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -57,6 +68,13 @@ class JsonLinesSink:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
 
 
 class MetricRecorder:
@@ -97,6 +115,16 @@ class MetricRecorder:
             return {}
         return dict(zip(names, collective(torch.stack([local[name] for name in names])), strict=True))
 
+    def unlogged(self) -> Unlogged:
+        """This rank's values since the last flush, for a checkpoint between two log lines. Waits for the device."""
+        return {name: (self._reduce[name], [float(value) for value in values]) for name, values in self._values.items()}
+
+    def restore(self, unlogged: Unlogged) -> None:
+        """Take up an interval where `unlogged` left it."""
+        for name, (reduce, values) in unlogged.items():
+            self._reduce[name] = reduce
+            self._values[name] = [torch.tensor(value, dtype=torch.float64) for value in values]
+
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Send values to every sink."""
         for sink in self._sinks:
@@ -106,6 +134,18 @@ class MetricRecorder:
         """Close every sink."""
         for sink in self._sinks:
             sink.close()
+
+
+def share_unlogged(ranks: Sequence[Unlogged], rank: int) -> Unlogged:
+    """The values of several ranks dealt out to another number of them, so that reducing them gives what it would have given."""
+    shared = {}
+    for name, (reduce, values) in ranks[0].items():
+        if reduce == "sum":
+            values = [sum(step) for step in zip(*(other[name][1] for other in ranks), strict=True)] if rank == 0 else [0.0] * len(values)
+        elif reduce == "max":
+            values = [max(step) for step in zip(*(other[name][1] for other in ranks), strict=True)]
+        shared[name] = (reduce, values)
+    return shared
 
 
 class _Collective(Protocol):

@@ -19,9 +19,6 @@ from adakron.placement import find_sites, sites_without_rows, some_of
 from adakron.pretrained import quiet_transformers, reason_of
 from adakron.trainable import AdaptedModelInfo, train_only
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""A run's precision as torch names it."""
-
 Context = AbstractContextManager[None]
 
 
@@ -39,6 +36,12 @@ def check_architecture(config: ModelConfig, adapter: AdapterConfig, *, auto_clas
         except ValueError as error:
             raise ConfigError(
                 f"model type {architecture.model_type!r} has no {auto_class}: {reason_of(error)} (set --model_name_or_path)"
+            ) from error
+        # The library builds what the configuration says, and fails wherever a value does not fit.
+        except Exception as error:
+            raise ConfigError(
+                f"no {auto_class} can be built from the config.json of model type {architecture.model_type!r}: {type(error).__name__},"
+                f" {reason_of(error)} (set --model_name_or_path)"
             ) from error
     check_attention(config, architecture, auto_class)
     if adapter.preset is None:

@@ -1,5 +1,6 @@
 """The forward and backward passes of one global step on this rank: what is computed before the optimizer moves."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from adakron.data.sampler import GlobalBatch
 from adakron.engine.engine import TrainingEngine
 from adakron.objectives import consistency_sum
-from adakron.tasks.base import Batch, EncodedSplit, Task, to_device
+from adakron.tasks.base import Batch, EncodedSplit, Forward, Task, to_device
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,32 @@ class StepLosses:
     targets: int
 
 
+class MicroBatchLoss:
+    """The losses of a micro-batch: the task's, and the disagreement with a second pass where a consistency loss asks for one.
+
+    forward: the model. before_pass: told where each forward pass stands.
+    """
+
+    def __init__(self, forward: Forward, task: Task, consistency_weight: float = 0.0, before_pass: BeforePass | None = None):
+        self._forward = forward
+        self._task = task
+        self._before_pass = before_pass
+        self.consistency_weight = consistency_weight
+
+    def sums(self, batch: Batch, place: ForwardPass) -> tuple[Tensor, Tensor]:
+        """Sums over the micro-batch of the task's loss and of the disagreement, with their gradients."""
+        loss_sum, outputs = self._pass(batch, place)
+        if not self.consistency_weight:
+            return loss_sum, torch.zeros_like(loss_sum)
+        _, again = self._pass(batch, dataclasses.replace(place, index=1))
+        return loss_sum, consistency_sum(outputs, again, self._task.output_kind)
+
+    def _pass(self, batch: Batch, place: ForwardPass) -> tuple[Tensor, Tensor]:
+        if self._before_pass is not None:
+            self._before_pass(place)
+        return self._task.loss(self._forward, batch)
+
+
 class StepPasses:
     """Computes the gradient of a global step: every micro-batch's loss, and the consistency loss where one is asked for."""
 
@@ -58,54 +85,57 @@ class StepPasses:
         self._task = task
         self._train = train
         self._pad_token_id = pad_token_id
-        self._consistency_weight = consistency_weight
-        self._before_pass = before_pass
+        self._loss = MicroBatchLoss(engine, task, consistency_weight, before_pass)
 
     def gradient(self, batch: GlobalBatch) -> StepLosses:
         """Forward and backward of this rank's micro-batches; the engine then holds the step's gradient. All ranks together."""
-        targets = int(self._train.target_counts[batch.examples].sum())
+        targets = self.targets(batch)
         loss = torch.zeros((), dtype=torch.float32, device=self._engine.device)
         disagreement = torch.zeros_like(loss)
-        for micro_step, indices in enumerate(batch.micro_batches):
-            loss_sum, disagreement_sum = self._losses(indices, batch.examples[:1], micro_step)
-            self._engine.backward(loss_sum + self._consistency_weight * disagreement_sum, targets)
-            loss += loss_sum.detach()
-            disagreement += disagreement_sum.detach()
+        for place in self.places(batch):
+            loss_sum, disagreement_sum = self.micro_batch(place, targets)
+            loss += loss_sum
+            disagreement += disagreement_sum
         return StepLosses(loss, disagreement, targets)
 
-    def local_gradient(self, batch: GlobalBatch, pieces: Sequence[tuple[int, np.ndarray]]) -> dict[str, Tensor]:
+    def local_gradient(self, places: Sequence[ForwardPass], targets: int) -> dict[str, Tensor]:
         """This rank's part of a step's gradient, by parameter name; nothing of the run's state changes. All ranks together.
 
-        pieces: what is passed forward at once, (micro_step, examples), as many on every rank; a place without examples is a filler.
+        places: as many on every rank. targets: of the whole step.
         """
-        targets = int(self._train.target_counts[batch.examples].sum())
         total: dict[str, Tensor] = {}
-        for micro_step, indices in pieces:
+        for place in places:
             with self._engine.off_the_record():
-                loss_sum, disagreement_sum = self._losses(indices, batch.examples[:1], micro_step)
-                gradient = self._engine.gradient_of(loss_sum + self._consistency_weight * disagreement_sum, targets)
-            total = {name: total[name] + part if total else part for name, part in gradient.items()}
+                loss_sum, disagreement_sum = self._sums(place)
+                part = self._engine.gradient_of(loss_sum + self._loss.consistency_weight * disagreement_sum, targets)
+            total = {name: total[name] + tensor if total else tensor for name, tensor in part.items()}
         return total
 
-    def _losses(self, indices: np.ndarray, stand_in: np.ndarray, micro_step: int) -> tuple[Tensor, Tensor]:
-        """Sums over a micro-batch: the task's loss, and the disagreement with a second pass where a consistency loss asks for one.
+    def targets(self, batch: GlobalBatch) -> int:
+        """Valid targets of a global step, on all ranks."""
+        return int(self._train.target_counts[batch.examples].sum())
 
-        stand_in: examples to pass forward in place of none.
-        """
-        filler = len(indices) == 0
-        examples = stand_in if filler else indices
-        batch = to_device(self._task.collate(self._train, examples, self._pad_token_id), self._engine.device)
-        loss_sum, outputs = self._pass(batch, ForwardPass(self._engine.global_step, micro_step, 0, examples, filler))
-        disagreement_sum = torch.zeros_like(loss_sum)
-        if self._consistency_weight:
-            _, again = self._pass(batch, ForwardPass(self._engine.global_step, micro_step, 1, examples, filler))
-            disagreement_sum = consistency_sum(outputs, again, self._task.output_kind)
-        if filler:
+    def places(self, batch: GlobalBatch) -> list[ForwardPass]:
+        """The first forward pass of each of this rank's micro-batches."""
+        step = self._engine.global_step
+        return [
+            ForwardPass(step, micro_step, 0, indices if len(indices) else batch.examples[:1], filler=not len(indices))
+            for micro_step, indices in enumerate(batch.micro_batches)
+        ]
+
+    def collate(self, place: ForwardPass) -> Batch:
+        """The tensors of a micro-batch, on the host."""
+        return self._task.collate(self._train, place.examples, self._pad_token_id)
+
+    def micro_batch(self, place: ForwardPass, targets: int) -> tuple[Tensor, Tensor]:
+        """Forward and backward of one micro-batch; its sums of loss and disagreement. targets: of the whole step."""
+        loss_sum, disagreement_sum = self._sums(place)
+        self._engine.backward(loss_sum + self._loss.consistency_weight * disagreement_sum, targets)
+        return loss_sum.detach(), disagreement_sum.detach()
+
+    def _sums(self, place: ForwardPass) -> tuple[Tensor, Tensor]:
+        loss_sum, disagreement_sum = self._loss.sums(to_device(self.collate(place), self._engine.device), place)
+        if place.filler:
             # This rank has no examples left, but its peers wait for its gradients.
             return loss_sum * 0.0, disagreement_sum * 0.0
         return loss_sum, disagreement_sum
-
-    def _pass(self, batch: Batch, place: ForwardPass) -> tuple[Tensor, Tensor]:
-        if self._before_pass is not None:
-            self._before_pass(place)
-        return self._task.loss(self._engine, batch)

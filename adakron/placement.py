@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from adakron.backbone import head_modules, is_inside
 from adakron.errors import ConfigError
 from adakron.nn import layer_width
+from adakron.untrusted import UnreadableError, time_limit
 
 Position = Literal["ffn", "attention", "both"]
 """Behind the feed-forward block, behind the self-attention, or behind each."""
@@ -75,6 +76,9 @@ PLACEMENT: dict[str, Placement] = {
 """Model type, as transformers spells it in config.json -> its places."""
 
 
+_MATCHING_SECONDS = 3.0
+
+
 def sites_without_rows(model: nn.Module, sites: Sequence[str]) -> list[str]:
     """Those of the sites whose input is not known to have a row for each text, so that texts cannot be told apart there.
 
@@ -112,7 +116,8 @@ def find_sites(
     if problems:
         raise ConfigError(problems)
     pattern = _pattern(model, position) if target_modules is None else target_modules
-    matches = {name: module for name, module in model.named_modules() if re.fullmatch(pattern, name)}
+    named = matched("target_modules", pattern, [name for name, _ in model.named_modules()])
+    matches = {name: module for name, module in model.named_modules() if name in named}
     if not matches:
         raise ConfigError(
             f"target_modules {pattern!r} matches no module of {type(model).__name__}; it is matched against whole module names"
@@ -128,6 +133,17 @@ def find_sites(
         )
     _check_called(model)
     return list(matches) if layers is None else _in_layers(list(matches), layers)
+
+
+def matched(setting: str, pattern: str, names: Sequence[str]) -> set[str]:
+    """The names that a regular expression matches as a whole. ConfigError where that does not end, as `(.+)+x` does not."""
+    try:
+        with time_limit(_MATCHING_SECONDS, "matching it with the names of the model's modules"):
+            return {name for name in names if re.fullmatch(pattern, name)}
+    except UnreadableError as error:
+        raise ConfigError(
+            f"{setting} {pattern!r} cannot be used: {error}; repeat no group that repeats something itself, as in (.+)+ (set --{setting})"
+        ) from None
 
 
 def _argument_problems(target_modules: str | None, position: str, exclude_modules: str | None, layers: str | None) -> list[str]:
@@ -155,7 +171,8 @@ def _pattern(model: PreTrainedModel, position: Position) -> str:
 
 
 def _without(sites: dict[str, nn.Module], exclude_modules: str) -> dict[str, nn.Module]:
-    kept = {name: module for name, module in sites.items() if not re.fullmatch(exclude_modules, name)}
+    excluded = matched("exclude_modules", exclude_modules, [*sites])
+    kept = {name: module for name, module in sites.items() if name not in excluded}
     if len(kept) == len(sites):
         raise ConfigError(
             f"exclude_modules {exclude_modules!r} matches none of the layers to adapt, {some_of([*sites])}; it is matched against whole"

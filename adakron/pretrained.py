@@ -35,6 +35,8 @@ def hub_arguments(config: ModelConfig, path: str) -> dict[str, Any]:
 
 def reason_of(error: Exception) -> str:
     """One line that says what a library's error is about."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     # A line that ends at a colon announces the reason, which is on the next.
     end = next((index for index, line in enumerate(lines) if not line.endswith(":")), len(lines) - 1)

@@ -24,10 +24,10 @@ class TrainingProgress:
         self._total = total
         self._bar = tqdm(total=total, unit="step", dynamic_ncols=True, desc="training") if _wanted(disable) else None
 
-    def advance(self) -> None:
-        """One more optimizer step is done."""
+    def advance(self, steps: int = 1) -> None:
+        """So many more optimizer steps are done."""
         if self._bar is not None:
-            self._bar.update()
+            self._bar.update(steps)
 
     def report(self, step: int, values: Mapping[str, float]) -> None:
         """Show values beside the bar, or as a line."""

@@ -1,5 +1,6 @@
 """What a run leaves in its output folder, and how that folder is claimed: never over another run's files by accident."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -13,14 +14,17 @@ from typing import Any
 
 from adakron.atomic import publish
 from adakron.errors import CheckpointError, ConfigError
+from adakron.run_lock import LOCK_FILE, RunLock, check_unlocked
+from adakron.store import is_stores
+from adakron.untrusted import UnreadableError, read_json
 
 RUN_FILE = "run.json"
 DEEPSPEED_FILE = "deepspeed.json"
 STATE_FILE = "trainer_state.json"
 BACKBONE_FILE = "backbone.json"
 METRICS_FILE = "metrics.jsonl"
+ALL_RESULTS_FILE = "all_results.json"
 TENSORBOARD_FOLDER = "tensorboard"
-CHECKPOINT_PREFIX = "checkpoint-"
 
 TOKENIZER_FILES = {
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt",
@@ -30,8 +34,9 @@ TOKENIZER_FILES = {
 
 _WRITTEN = TOKENIZER_FILES | {
     RUN_FILE, DEEPSPEED_FILE, STATE_FILE, METRICS_FILE, BACKBONE_FILE, "train_results.json", "eval_results.json",
-    "all_results.json", "adapter_config.json", "adapter_model.safetensors",
+    ALL_RESULTS_FILE, "adapter_config.json", "adapter_model.safetensors",
 }  # fmt: skip
+_WRITTEN_NAMES = re.compile(r"predict_results_\w+\.tsv|nonfinite-step\d+-rank\d+(-\d+)?\.safetensors")
 _VERSIONED = (
     "adakron",
     "torch",
@@ -58,7 +63,8 @@ def check_free(folder: Path, overwrite: bool) -> None:
     check_writable(folder)
     if not folder.is_dir():
         return
-    content = sorted(entry.name for entry in folder.iterdir())
+    # A free lock is no content: it stays behind wherever a run started.
+    content = sorted(entry.name for entry in folder.iterdir() if entry.name != LOCK_FILE)
     if content and not overwrite:
         what = "already holds a run" if RUN_FILE in content else f"is not empty (holds {', '.join(content[:3])}, ...)"
         raise ConfigError(f"output_dir {folder} {what}; name another folder (--output_dir), or replace it with --overwrite_output_dir")
@@ -67,6 +73,7 @@ def check_free(folder: Path, overwrite: bool) -> None:
             f"output_dir {folder} is not empty and holds no run of this program ({', '.join(content[:3])}, ...): --overwrite_output_dir "
             "replaces runs only; name another folder (--output_dir)"
         )
+    check_unlocked(folder)
 
 
 def check_writable(folder: Path) -> None:
@@ -78,35 +85,45 @@ def check_writable(folder: Path) -> None:
         raise ConfigError(f"{folder} cannot be written: no permission in {there}; name another folder (--output_dir, --logging_dir)")
 
 
-def claim(folder: Path, overwrite: bool) -> None:
+def claim(folder: Path, overwrite: bool) -> RunLock:
     """Make the folder ours, empty of a former run where overwrite allows it. Only rank 0 calls it.
 
-    Raises ConfigError where another run got there since `check_free`.
+    Returns the lock to hold while the run writes. Raises ConfigError where another run got there since `check_free`.
     """
     check_free(folder, overwrite)
     try:
-        if (folder / RUN_FILE).exists():
-            _remove_run(folder)
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"output_dir {folder} cannot be made ready: {error.strerror}; name another folder (--output_dir)") from error
-    try:
-        (folder / RUN_FILE).open("x").close()
-    except FileExistsError:
-        raise ConfigError(f"output_dir {folder} was taken by another run this moment; name another folder (--output_dir)") from None
+        raise _not_ready(folder, error) from error
+    with contextlib.ExitStack() as held:
+        lock = held.enter_context(RunLock(folder))
+        try:
+            if overwrite and (folder / RUN_FILE).exists():
+                _remove_run(folder)
+            (folder / RUN_FILE).open("x").close()
+        except FileExistsError:
+            raise ConfigError(f"output_dir {folder} was taken by another run this moment; name another folder (--output_dir)") from None
+        except OSError as error:
+            raise _not_ready(folder, error) from error
+        held.pop_all()
+    return lock
+
+
+def _not_ready(folder: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"output_dir {folder} cannot be made ready: {error.strerror}; name another folder (--output_dir)")
 
 
 def _remove_run(folder: Path) -> None:
-    # Only what a run writes: whatever else lies there is somebody's.
-    for entry in folder.iterdir():
+    # Only what a run writes: whatever else lies there is somebody's. The file that makes it a run goes last: a killed removal is repeated.
+    for entry in sorted(folder.iterdir(), key=lambda entry: entry.name == RUN_FILE):
         if entry.is_dir() and not entry.is_symlink():
-            if entry.name == TENSORBOARD_FOLDER or re.fullmatch(rf"{CHECKPOINT_PREFIX}\d+", entry.name):
+            if entry.name == TENSORBOARD_FOLDER or is_stores(entry):
                 shutil.rmtree(entry)
-        elif entry.name in _WRITTEN or re.fullmatch(r"predict_results_\w+\.tsv", entry.name):
+        elif entry.name in _WRITTEN or _WRITTEN_NAMES.fullmatch(entry.name) or is_stores(entry):
             entry.unlink()
 
 
-def claim_new(stem: Path) -> Path:
+def claim_new(stem: Path) -> tuple[Path, RunLock]:
     """Claim a folder of that name, or with -2, -3, ... after it where other runs started in the same second. Rank 0 only."""
     for attempt in itertools.count(1):
         folder = stem if attempt == 1 else stem.with_name(f"{stem.name}-{attempt}")
@@ -114,9 +131,15 @@ def claim_new(stem: Path) -> Path:
             folder.mkdir(parents=True)
         except FileExistsError:
             continue
-        claim(folder, overwrite=False)
-        return folder
+        return folder, claim(folder, overwrite=False)
     raise AssertionError("unreachable: some name is free")
+
+
+def free_name(file: Path) -> Path:
+    """That name, or with -2, -3, ... before its ending where there is such a file."""
+    return next(
+        name for attempt in itertools.count(1) if not (name := file if attempt == 1 else file.with_stem(f"{file.stem}-{attempt}")).exists()
+    )
 
 
 def write_json(file: Path, content: Any) -> None:
@@ -132,8 +155,8 @@ def read_run(folder: str | Path) -> dict[str, Any]:
     if not file.is_file():
         raise CheckpointError(f"{folder} holds no {RUN_FILE}: it is not the output folder of a finished or started run; name one")
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+        content = read_json(file)
+    except (OSError, UnreadableError) as error:
         raise CheckpointError(f"{file} is not valid JSON ({error}); the run folder is damaged") from error
     if not isinstance(content, dict) or "config" not in content:
         raise CheckpointError(f"{file} holds no configuration; the run folder is damaged or of another program")
@@ -162,15 +185,3 @@ def git_revision() -> str | None:
         return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def prune_checkpoints(folder: Path, keep: int | None, best_step: int | None) -> None:
-    """Delete all but the newest `keep` checkpoint folders and the best one. None keeps all."""
-    if keep is None:
-        return
-    steps = sorted(
-        int(p.name.removeprefix(CHECKPOINT_PREFIX)) for p in folder.glob(f"{CHECKPOINT_PREFIX}*") if p.name.split("-")[-1].isdigit()
-    )
-    for step in steps[:-keep]:
-        if step != best_step:
-            shutil.rmtree(folder / f"{CHECKPOINT_PREFIX}{step}")

@@ -2,10 +2,25 @@
 
 import dataclasses
 import math
+import re
 from dataclasses import field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from adakron.errors import ConfigError
+
+LONGEST_NAME = 4000
+"""Most characters of a text setting: paths of Linux have at most 4095 bytes."""
+
+LONGEST_TEXT = 128 * 2**10
+"""Most characters of method_config, which holds the content of a file."""
+
+LONGEST_PART = 255
+"""Most bytes of one part of a path on Linux."""
+
+_PATH_ENDINGS = ("_dir", "_file", "_path", "tokenizer_name", "deepspeed")  # of the settings that name files and folders
+
+# Control characters, and halves of surrogate pairs: bytes of the command line that are no UTF-8.
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029]")
 
 
 def flag(default: Any, text: str, *aliases: str) -> Any:
@@ -20,7 +35,7 @@ class Settings:
     """Base of the configuration dataclasses: checks `Literal` fields, then what `problems()` finds, all at once."""
 
     def __post_init__(self) -> None:
-        found = self._type_problems() or self._choice_problems()
+        found = self._type_problems() or self._choice_problems() + self._text_problems()
         found += self.problems() if not found else []
         if found:
             raise ConfigError(found)
@@ -53,6 +68,22 @@ class Settings:
             value = getattr(self, name)
             if choices and value not in choices and not (value is None and type(None) in options):
                 found.append(f"{name} is {value!r}; it must be one of {', '.join(map(str, choices))}")
+        return found
+
+    def _text_problems(self) -> list[str]:
+        # Such texts name no file that could be made, and would break the log, the terminal or the files they are recorded in.
+        found = []
+        for name in get_type_hints(type(self)):
+            value = getattr(self, name)
+            if not isinstance(value, str):
+                continue
+            limit = LONGEST_TEXT if name == "method_config" else LONGEST_NAME
+            if len(value) > limit:
+                found.append(f"{name} has {len(value):,} characters; it must have at most {limit:,} (set --{name})")
+            elif name != "method_config" and _UNPRINTABLE.search(value):
+                found.append(f"{name} is {value!r}; it must be text without control characters (set --{name})")
+            elif name.endswith(_PATH_ENDINGS) and any(len(part.encode()) > LONGEST_PART for part in value.split("/")):
+                found.append(f"{name} is {value!r}; each part of a path must have at most {LONGEST_PART} bytes (set --{name})")
         return found
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Load a backbone's tokenizer, and make the two agree on padding and ends."""
 
-import json
 from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
@@ -8,6 +7,7 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBas
 from adakron.config import ModelConfig
 from adakron.errors import ConfigError
 from adakron.pretrained import hub_arguments, quiet_transformers, reading, reason_of
+from adakron.untrusted import read_json
 
 POSITIONS_FROM_PADDING = ("roberta", "xlm-roberta", "camembert")
 """Model types that number positions from the configuration's padding index on, so that it is part of what was trained."""
@@ -26,6 +26,16 @@ def load_tokenizer(config: ModelConfig, path: str, architecture: PreTrainedConfi
             if damaged:
                 raise ConfigError([f"{problem} (restore it, or set {remedy})" for problem in damaged]) from error
             raise
+    try:
+        tokenizer("Ünïcödé 日本 🙂 qzx 1,2")
+        tokenizer("a", "b")
+    # The tokenizers library panics, past all `except Exception`, where parts of tokenizer.json do not fit together.
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise ConfigError(
+            f"the tokenizer in {source} fails on a text ({str(error) or type(error).__name__}): its files do not fit (set {remedy})"
+        ) from error
     # Without a vocabulary file transformers 5 makes a tokenizer that knows its special tokens only, and says nothing.
     if len(tokenizer) <= len(set(tokenizer.all_special_tokens)):
         raise ConfigError(f"no tokenizer vocabulary (tokenizer.json, vocab.txt, ...) in {source} (set {remedy})")
@@ -69,7 +79,7 @@ def _damaged_tokenizer_files(folder: Path) -> list[str]:
     for name, keys in needed.items():
         if (folder / name).is_file():
             try:
-                content = json.loads((folder / name).read_text(encoding="utf-8"))
+                content = read_json(folder / name)
                 absent = sorted(keys - {*content}) if isinstance(content, dict) else ["the JSON object"]
                 wrong = f"{', '.join(absent)} missing" if absent else ""
             except (OSError, ValueError) as error:

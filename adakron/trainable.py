@@ -8,9 +8,10 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
+from adakron import weights
 from adakron.backbone import is_inside
 from adakron.errors import ConfigError
 from adakron.placement import some_of
@@ -86,10 +87,10 @@ def assert_trainable(model: nn.Module, info: AdaptedModelInfo) -> None:
 
 def parameter_report(model: nn.Module, info: AdaptedModelInfo) -> ParameterReport:
     """Counts of adapter, head and backbone parameters, also where ZeRO stage 3 has partitioned them."""
-    adapter = sum(_size(model.get_parameter(name)) for name in info.adapter_parameters)
-    tuned = sum(_size(model.get_parameter(name)) for name in info.tuned_parameters)
-    head = sum(map(_size, _head_parameters(model, info)))
-    backbone = sum(map(_size, model.parameters())) - adapter - head
+    adapter = sum(weights.size(model.get_parameter(name)) for name in info.adapter_parameters)
+    tuned = sum(weights.size(model.get_parameter(name)) for name in info.tuned_parameters)
+    head = sum(map(weights.size, _head_parameters(model, info)))
+    backbone = sum(map(weights.size, model.parameters())) - adapter - head
     return ParameterReport(adapter=adapter, head=head, backbone=backbone, sites=len(info.sites), tuned=tuned)
 
 
@@ -104,7 +105,7 @@ def trainable_groups(model: nn.Module, weight_decay: float, vectors: Collection[
     plain: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            is_matrix = len(getattr(parameter, "ds_shape", parameter.shape)) > 1
+            is_matrix = len(weights.shape(parameter)) > 1
             (decayed if is_matrix and name.rpartition(".")[2] != "bias" and name not in vectors else plain).append(parameter)
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
@@ -126,7 +127,3 @@ def _head_parameters(model: nn.Module, info: AdaptedModelInfo) -> list[nn.Parame
     frozen = {id(parameter) for name, parameter in model.named_parameters(remove_duplicate=False) if not is_inside(name, info.head_modules)}
     found = [parameter for name in info.head_modules for parameter in model.get_submodule(name).parameters()]
     return [parameter for parameter in found if id(parameter) not in frozen]
-
-
-def _size(parameter: Tensor) -> int:
-    return int(getattr(parameter, "ds_numel", parameter.numel()))

@@ -1,14 +1,14 @@
 """The training loop. It knows an engine and a task, and neither a model nor an adapter."""
 
+import contextlib
 import itertools
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
 
 from torch import Tensor
 
+from adakron import distributed
 from adakron.config import Interval, TrainingConfig
 from adakron.data.sampler import GlobalBatch, GlobalBatchSampler
 from adakron.engine.engine import TrainingEngine
@@ -16,46 +16,17 @@ from adakron.errors import NumericalError
 from adakron.evaluator import Evaluator, evaluation_prefix
 from adakron.invariance import verify_batch_invariance
 from adakron.metrics import MetricRecorder, peak_memory_mib
-from adakron.passes import BeforePass, StepPasses
+from adakron.nonfinite import Evidence, NonFiniteSteps
+from adakron.passes import BeforePass, StepLosses, StepPasses
 from adakron.progress import TrainingProgress
+from adakron.spikes import LossSpikes
 from adakron.tasks.base import EncodedSplit, Task
+from adakron.train_state import Due, RankState, Snapshot, Sums, TrainResult, TrainState, random_states, restore_rank, take
 
 LOWER_IS_BETTER = ("loss", "mse", "mae", "perplexity")
 
-SaveCheckpoint = Callable[[int, Mapping[str, Tensor], dict[str, Any]], None]
-"""Called on every rank with (global step, trainable tensors, trainer state)."""
-
-
-@dataclass
-class TrainState:
-    """Where training stands; written as trainer_state.json."""
-
-    global_step: int = 0
-    epoch: float = 0.0
-    max_steps: int = 0
-    skipped_steps: int = 0
-    best_metric: float | None = None
-    best_step: int | None = None
-    metric_for_best_model: str = ""
-    log_history: list[dict[str, float]] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What training ended with.
-
-    tensors: the trainable parameters to keep, the best where load_best_model_at_end asked for them. loss: mean over all
-    steps. seconds: training alone, without evaluation and saving. samples, tokens: seen, without padding.
-    scores: the evaluation of exactly these tensors, with prefixes; None where training never evaluated them.
-    """
-
-    tensors: Mapping[str, Tensor]
-    loss: float
-    seconds: float
-    samples: int
-    tokens: int
-    state: TrainState
-    scores: Mapping[str, float] | None
+SaveCheckpoint = Callable[[Snapshot], None]
+"""Called on every rank, with equal snapshots; may return before anything is written."""
 
 
 def total_steps(training: TrainingConfig, steps_per_epoch: int) -> int:
@@ -67,7 +38,8 @@ class Trainer:
     """Runs the loop: micro-batches, steps, logging, evaluation, checkpoints, the best adapter.
 
     evaluations: encoded splits to score, by split name; the first one decides what is best.
-    before_pass: see `passes.BeforePass`.
+    before_pass: see `passes.BeforePass`. boundary: passed before every step by all ranks alike; it may raise, as the evaluator's may.
+    evidence: where steps that are not finite are kept.
     """
 
     def __init__(
@@ -84,6 +56,8 @@ class Trainer:
         pad_token_id: int,
         save_checkpoint: SaveCheckpoint,
         before_pass: BeforePass | None = None,
+        boundary: Callable[[], None] = lambda: None,
+        evidence: Evidence | None = None,
     ):
         self._engine = engine
         self._sampler = sampler
@@ -93,72 +67,142 @@ class Trainer:
         self._evaluator = evaluator
         self._recorder = recorder
         self._save_checkpoint = save_checkpoint
+        self._boundary = boundary
         self._passes = StepPasses(
             engine, task, train, pad_token_id=pad_token_id, consistency_weight=training.consistency_weight, before_pass=before_pass
         )
+        self._nonfinite = NonFiniteSteps(engine, self._passes, training.on_nonfinite, evidence)
+        self._spikes = LossSpikes()
         self._total = total_steps(training, sampler.steps_per_epoch)
         self._state = TrainState(max_steps=self._total, metric_for_best_model=best_metric_name(training, task))
         self._best: Mapping[str, Tensor] | None = None
         self._best_scores: Mapping[str, float] | None = None
         self._last_scores: tuple[int, Mapping[str, float]] | None = None
         self._progress = TrainingProgress(self._total, training.disable_tqdm)
-        self._seconds = 0.0
-        self._samples = self._tokens = 0
-        self._loss_sum = 0.0
-        self._logged_step = 0
-        self._window = (0.0, 0, 0)  # seconds, samples, tokens at the last log line
+        self._sums = Sums()
+        self._due = Due()
+        self._saved_step = 0
+        self._started: float | None = None
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return self._engine.global_step
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self._total
+
+    def resume(self, snapshot: Snapshot) -> None:
+        """Go on from a snapshot of the same run, whatever its stage, precision and number of ranks. All ranks together, before `run`.
+
+        Raises CheckpointError where its parameters are not those that train here.
+        """
+        self._engine.load_state(snapshot.engine)
+        self._state, self._sums, self._due = take(snapshot.train, snapshot.sums, snapshot.due)
+        self._best, self._best_scores, self._last_scores = snapshot.best, snapshot.best_scores, snapshot.last_scores
+        self._saved_step = snapshot.step
+        self._progress.advance(snapshot.step)
+        rank, ranks = distributed.rank(), distributed.world_size()
+        unlogged, spikes = restore_rank(snapshot, rank, ranks, self._training.seed, self._engine.device)
+        self._recorder.restore(unlogged)
+        self._spikes.load_state(spikes)
+        self._nonfinite.skipped = snapshot.train.nonfinite_steps
 
     def run(self) -> TrainResult:
-        """Train to the last step. All ranks together."""
+        """Train to the last step. All ranks together. What `boundary` raises passes through; `save` keeps what there is then."""
         if self._training.verify_batch_invariance:
             verify_batch_invariance(self._engine, self._passes, next(iter(self._sampler.epoch(0))))
         self._engine.train()
-        started = time.perf_counter()
-        for epoch in itertools.count():
-            for index, batch in enumerate(self._sampler.epoch(epoch)):
+        self._started = time.perf_counter()
+        self._catch_up()
+        if self._engine.global_step < self._total:
+            self._epochs()
+        return self._finish()
+
+    def _epochs(self) -> None:
+        for epoch in itertools.count(self._sums.epoch):
+            for batch in self._sampler.epoch(epoch, self._sums.batches):
+                self._boundary()
                 applied = self._step(batch)
-                epoch_ends = index + 1 == self._sampler.steps_per_epoch
+                self._sums.batches += 1
+                epoch_ends = self._sums.batches == self._sampler.steps_per_epoch
                 if not (applied or (epoch_ends and self._engine.global_step)):
-                    continue  # an overflow: counted by the engine, the schedule stands still
-                self._state.epoch = epoch + (index + 1) / self._sampler.steps_per_epoch
+                    continue  # an overflow, or a step that is not finite: counted, the schedule stands still
+                self._state.epoch = epoch + self._sums.batches / self._sampler.steps_per_epoch
                 step = self._engine.global_step
                 last = applied and step == self._total
                 if applied:
                     self._progress.advance()
                 if applied and (step % self._training.logging_steps == 0 or last):
-                    self._seconds += time.perf_counter() - started
-                    self._log(step)
-                    started = time.perf_counter()
+                    with self._clock_stopped():
+                        self._log(step)
                 eval_every = self._training.eval_steps or self._training.logging_steps
-                evaluate = self._due(self._training.eval_strategy, eval_every, epoch_ends, applied)
-                save = self._due(self._training.save_strategy, self._training.save_steps or 500, epoch_ends, applied)
-                if evaluate or save:
-                    self._seconds += time.perf_counter() - started
-                    if evaluate:
-                        self._evaluate(step)
-                    if save:
-                        self._save(step)
-                    started = time.perf_counter()
+                self._due = Due(
+                    evaluation=self._is_due(self._training.eval_strategy, eval_every, epoch_ends, applied),
+                    checkpoint=self._is_due(self._training.save_strategy, self._training.save_steps or 500, epoch_ends, applied),
+                )
+                self._catch_up()
                 if last:
-                    return self._finish()
-        raise AssertionError("unreachable: the last step returns")
+                    return
+            self._sums.epoch, self._sums.batches = epoch + 1, 0
+
+    def _catch_up(self) -> None:
+        """What is due at the step that is behind: also where a run goes on that was stopped before it was done."""
+        if not (self._due.evaluation or self._due.checkpoint):
+            return
+        with self._clock_stopped():
+            if self._due.evaluation:
+                self._evaluate(self._engine.global_step)
+                self._due.evaluation = False
+            if self._due.checkpoint:
+                self._due.checkpoint = False
+                self.save()
+
+    def _stop_clock(self) -> None:
+        if self._started is not None:
+            self._sums.seconds += time.perf_counter() - self._started
+            self._started = None
+
+    @contextlib.contextmanager
+    def _clock_stopped(self) -> Iterator[None]:
+        self._stop_clock()
+        try:
+            yield
+        finally:
+            self._started = time.perf_counter()
 
     def _step(self, batch: GlobalBatch) -> bool:
-        losses = self._passes.gradient(batch)
         learning_rate = self._engine.learning_rate
-        if not self._engine.step():
+        losses = self._applied(batch)
+        if losses is None:
             return False
-        self._recorder.record("train/loss", losses.loss / max(1, losses.targets), "sum")
+        loss = losses.loss / max(1, losses.targets)
+        self._recorder.record("train/loss", loss, "sum")
+        self._spikes.record(loss)
         if self._training.consistency_weight:
             self._recorder.record("train/consistency", losses.disagreement / max(1, losses.targets), "sum")
         self._recorder.record("train/learning_rate", learning_rate, "last")
         if self._engine.grad_norm is not None:
             self._recorder.record("train/grad_norm", self._engine.grad_norm)
-        self._samples += len(batch.examples)
-        self._tokens += int(self._train.lengths[batch.examples].sum())
+        self._sums.samples += len(batch.examples)
+        self._sums.tokens += int(self._train.lengths[batch.examples].sum())
         return True
 
-    def _due(self, when: Interval, every: int, epoch_ends: bool, applied: bool) -> bool:
+    def _applied(self, batch: GlobalBatch) -> StepLosses | None:
+        """Compute and take a step; its losses, or None where it was not taken."""
+        losses = self._passes.gradient(batch)
+        try:
+            applied = self._engine.step()
+        except NumericalError as error:
+            raise self._nonfinite.explain(batch, str(error)) from error
+        taken = losses if applied else self._nonfinite.examine(batch, losses)
+        if taken is not None:
+            self._nonfinite.passed()
+        return taken
+
+    def _is_due(self, when: Interval, every: int, epoch_ends: bool, applied: bool) -> bool:
         step = self._engine.global_step
         if when == "no":
             return False
@@ -167,22 +211,20 @@ class Trainer:
         return applied and (step == self._total or (when == "steps" and step % every == 0))
 
     def _log(self, step: int) -> None:
-        seconds, samples, tokens = self._window
-        elapsed = max(1e-9, self._seconds - seconds)
-        self._recorder.record("train/samples_per_second", (self._samples - samples) / elapsed)
-        self._recorder.record("train/tokens_per_second", (self._tokens - tokens) / elapsed)
+        sums = self._sums
+        seconds, samples, tokens = sums.window
+        elapsed = max(1e-9, sums.seconds - seconds)
+        self._recorder.record("train/samples_per_second", (sums.samples - samples) / elapsed)
+        self._recorder.record("train/tokens_per_second", (sums.tokens - tokens) / elapsed)
         self._recorder.record("train/loss_scale", self._engine.loss_scale)
         self._recorder.record("train/peak_memory_mib", peak_memory_mib(self._engine.device), "max")
         self._recorder.record("train/epoch", self._state.epoch)
+        self._recorder.record("train/loss_spike", self._spikes.flush())
+        self._recorder.record("train/nonfinite_steps", self._nonfinite.skipped)
         values = self._recorder.flush()
-        self._window = (self._seconds, self._samples, self._tokens)
-        self._loss_sum += values["train/loss"] * (step - self._logged_step)
-        self._logged_step = step
-        if not math.isfinite(values["train/loss"]):
-            raise NumericalError(
-                f"the training loss became {values['train/loss']} by step {step}: training diverged; lower --learning_rate, or clip with "
-                "--max_grad_norm 1"
-            )
+        sums.window = (sums.seconds, sums.samples, sums.tokens)
+        sums.loss_sum += values["train/loss"] * (step - sums.logged_step)
+        sums.logged_step = step
         self._recorder.write(step, values)
         self._remember(step, {name.removeprefix("train/"): value for name, value in values.items()})
         shown = ("train/loss", "train/grad_norm", "train/learning_rate", "train/samples_per_second")
@@ -191,6 +233,7 @@ class Trainer:
     def _remember(self, step: int, values: Mapping[str, float]) -> None:
         self._state.global_step = step
         self._state.skipped_steps = self._engine.skipped_steps
+        self._state.nonfinite_steps = self._nonfinite.skipped
         self._state.log_history.append({"step": step, "epoch": round(self._state.epoch, 4), **values})
 
     def evaluate(self) -> dict[str, float]:
@@ -200,6 +243,7 @@ class Trainer:
         """
         self._engine.eval()
         values: dict[str, float] = {}
+        found: dict[str, dict[str, float]] = {}
         for split, encoded in self._evaluations.items():
             prefix = evaluation_prefix(split)
             started = time.perf_counter()
@@ -208,6 +252,9 @@ class Trainer:
             values |= {f"{prefix}{name}": value for name, value in scores.items()}
             cost = {"runtime": seconds, "samples": len(encoded), "samples_per_second": len(encoded) / seconds}
             values |= {f"{prefix}{name}": float(value) for name, value in cost.items()}
+            found[prefix] = scores
+        # Only when all are there: an evaluation that is stopped is made again, as a whole.
+        for prefix, scores in found.items():
             self._recorder.write(self._engine.global_step, {f"{prefix[:-1]}/{name}": value for name, value in scores.items()})
             text = "  ".join(f"{prefix}{name} {value:.4f}" for name, value in scores.items())
             self._progress.say(f"step {self._engine.global_step}/{self._total}  {text}")
@@ -226,11 +273,22 @@ class Trainer:
             if self._training.load_best_model_at_end:
                 self._best, self._best_scores = self._engine.trainable_tensors(), values
 
-    def _save(self, step: int) -> None:
-        self._state.global_step = step
-        self._save_checkpoint(step, self._engine.trainable_tensors(), vars(self._state))
+    def save(self) -> None:
+        """Hand over a checkpoint of this step, unless there is one or no step was taken. All ranks together, at a boundary."""
+        step = self._engine.global_step
+        if step == self._saved_step:
+            return
+        self._stop_clock()
+        self._state.global_step, self._state.skipped_steps = step, self._engine.skipped_steps
+        self._state.nonfinite_steps = self._nonfinite.skipped
+        mine = RankState(random_states(self._engine.device), self._recorder.unlogged(), self._spikes.state())
+        ranks = distributed.all_gather_object(mine)
+        train, sums, due = take(self._state, self._sums, self._due)
+        self._save_checkpoint(Snapshot(self._engine.state(), train, sums, due, self._best, self._best_scores, self._last_scores, ranks))
+        self._saved_step = step
 
     def _finish(self) -> TrainResult:
+        self._stop_clock()
         self._progress.close()
         scores = None
         if self._best is not None:
@@ -242,10 +300,10 @@ class Trainer:
         self._engine.eval()
         return TrainResult(
             tensors=tensors,
-            loss=self._loss_sum / self._total,
-            seconds=self._seconds,
-            samples=self._samples,
-            tokens=self._tokens,
+            loss=self._sums.loss_sum / self._total,
+            seconds=self._sums.seconds,
+            samples=self._sums.samples,
+            tokens=self._sums.tokens,
             state=self._state,
             scores=scores,
         )

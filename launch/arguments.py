@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, get_type_hints
 
-import yaml
 from transformers import HfArgumentParser
 
 from adakron.config import AdapterConfig, DataConfig, ModelConfig, RunConfig, TrainingConfig
 from adakron.errors import ConfigError
+from adakron.untrusted import YAML_BYTES, UnreadableError, parse_json, parse_yaml, read_text, read_yaml
 from launch.published import ELSEWHERE, add_published_flags, translate
 
 GROUPS = (ModelConfig, AdapterConfig, DataConfig, TrainingConfig)
@@ -54,34 +54,14 @@ class Parser(HfArgumentParser):
         return f"unknown flag {flag}" + (f"; did you mean {' or '.join(near)}?" if near else "; --help lists every flag")
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML in which the same key twice is an error, not the last one's silent victory."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
-        if twice:
-            raise yaml.YAMLError(f"key {', '.join(twice)} appears twice")
-        return super().construct_mapping(node, deep)
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object whose keys are all different; json itself keeps the last of two."""
-    keys = [key for key, _ in pairs]
-    twice = sorted({key for key in keys if keys.count(key) > 1})
-    if twice:
-        raise ValueError(f"{', '.join(twice)} appears twice")
-    return dict(pairs)
-
-
 def read_recipe(path: str) -> dict[str, Any]:
     """The flat mapping of a YAML recipe. Raises ConfigError where the file is none."""
     try:
-        content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_UniqueKeys)  # a SafeLoader
+        content = read_yaml(path)
     except OSError as error:
         raise ConfigError(f"--config {path}: cannot be read ({error.strerror}); the project's own are launch/recipes/**/*.yaml") from error
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(f"--config {path}: not valid YAML ({' '.join(str(error).split())})") from error
+    except UnreadableError as error:
+        raise ConfigError(f"--config {path}: not valid YAML ({error}); compare launch/recipes/minilm/sst2.yaml") from error
     if not isinstance(content, dict):
         raise ConfigError(f"--config {path}: must hold `key: value` lines, the keys being flags without the dashes")
     return content
@@ -89,7 +69,7 @@ def read_recipe(path: str) -> dict[str, Any]:
 
 def recipe_arguments(path: str, parser: Parser) -> list[str]:
     """A recipe as command-line arguments, so that its values are checked exactly as typed ones are."""
-    fields = {action.dest for action in parser._actions if action.dest not in ("config", "help", "local_rank")}
+    fields = {action.dest for action in parser._actions if action.dest not in ("config", "help", "local_rank", "replay")}
     known = fields | {option.lstrip("-") for action in parser._actions if action.dest in fields for option in action.option_strings}
     off = {option.lstrip("-") for action in parser._actions if "no" in (action.choices or ()) for option in action.option_strings}
     problems, arguments = [], []
@@ -116,19 +96,19 @@ def read_method_config(given: str) -> str:
     if not given.strip():
         raise ConfigError("--method_config is empty; name a JSON or YAML file, give a JSON object in quotes, or drop it")
     try:
-        text = given if given.lstrip().startswith("{") else Path(given).read_text(encoding="utf-8")
+        text = given if given.lstrip().startswith("{") else read_text(given, YAML_BYTES)
         try:
-            content = json.loads(text, object_pairs_hook=_unique)
-        except ValueError:
+            content = parse_json(text)
+        except UnreadableError:
             # JSON first: YAML reads 1e-4 as a word.
-            content = yaml.load(text, Loader=_UniqueKeys)  # a SafeLoader
+            content = parse_yaml(text)
         encoded = json.dumps(content)
     except OSError as error:
         raise ConfigError(
             f"--method_config {given}: cannot be read ({error.strerror}); name a JSON or YAML file, or give a JSON object in quotes"
         ) from error
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, TypeError) as error:
-        raise ConfigError(f"--method_config {given}: neither JSON nor YAML ({' '.join(str(error).split())})") from error
+    except (UnreadableError, TypeError) as error:
+        raise ConfigError(f"--method_config {given}: neither JSON nor YAML ({error}); compare docs/peft.md") from error
     if not isinstance(content, dict):
         raise ConfigError(f'--method_config {given}: must hold settings by name, such as {{"r": 8}}')
     return encoded
@@ -146,6 +126,7 @@ def train_parser() -> Parser:
     parser.add_argument(
         "--deepspeed", default=str(DEFAULT_DEEPSPEED), help="DeepSpeed JSON: ZeRO stage, precision, offload. See ds_configs/."
     )
+    parser.add_argument("--replay", help="Compute a step again that was not finite, from the file a run wrote; no other flags.")
     add_published_flags(parser)
     add_launcher_flags(parser)
     return parser

@@ -1,17 +1,21 @@
 """Ours or PEFT's: how a method's adapters get into a backbone, into a folder, and back. The one place that tells them apart."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from adakron import adapter_folder, adapter_io, models
+from adakron import adapter_folder, adapter_io, distributed, models
 from adakron.backbone import Backbone
-from adakron.config import AdapterConfig
+from adakron.config import AdapterConfig, RunConfig
+from adakron.distributed import World
 from adakron.engine.ds_config import DeepSpeedSettings
+from adakron.engine.partitioning import partitioned_loading
 from adakron.errors import ConfigError
 from adakron.fingerprint import BackboneFingerprint, take_fingerprint
 from adakron.methods import METHODS
@@ -23,7 +27,11 @@ if TYPE_CHECKING:
 
 
 class FolderWriter(Protocol):
-    """Writes what a run trained, with all that the folder says beside it."""
+    """Writes what a run trained, with all that the folder says beside it. backbone: taken before training."""
+
+    @property
+    def backbone(self) -> BackboneFingerprint:
+        """What trains on top of it."""
 
     def write(
         self, folder: Path, trained: Mapping[str, Tensor], *, auto_class: str, model_options: Mapping[str, Any], merge: bool = False
@@ -100,6 +108,25 @@ def check_method(config: AdapterConfig, settings: DeepSpeedSettings) -> None:
 
         method_config(config)
         check_run(config, settings.stage, settings.precision)
+
+
+def partitioning(
+    config: RunConfig, settings: DeepSpeedSettings, world: World, device: torch.device
+) -> contextlib.AbstractContextManager[None] | None:
+    """What the backbone's weights are read in, so that ZeRO stage 3 has them partitioned from the start; None: read whole.
+
+    PEFT's methods get a whole backbone at every stage, for their initialisations may read weights. Entering forms the group.
+    """
+    if settings.stage < 3 or config.adapter.preset is None:
+        return None
+    return _partitioned(settings, world, device, timedelta(minutes=config.training.timeout_minutes))
+
+
+@contextlib.contextmanager
+def _partitioned(settings: DeepSpeedSettings, world: World, device: torch.device, timeout: timedelta) -> Iterator[None]:
+    distributed.form_group(world, device, timeout)
+    with partitioned_loading(settings, device):
+        yield
 
 
 def attach(base: Backbone, config: AdapterConfig, seed: int, dtype: torch.dtype) -> Attachment:

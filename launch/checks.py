@@ -26,9 +26,23 @@ def resolve_deepspeed(config: RunConfig, world: World, device: torch.device) -> 
         fp16=training.fp16,
     )
     settings = ds_config.resolve(ds_config.read_json(config.deepspeed), values, name=config.deepspeed)
-    problem = ds_config.parser_problem(settings.config) or ds_config.device_problem(settings.precision, device.type)
+    problem = (
+        ds_config.parser_problem(settings.config)
+        or ds_config.device_problem(settings.precision, device.type)
+        or ds_config.offload_problem(settings.config)
+    )
+    if settings.stage == 3 and config.model.quantization is not None:
+        problem = problem or (
+            f"quantization {config.model.quantization} does not go with ZeRO-3, which would take the quantised weights apart; choose"
+            " ds_configs/zero2.json, or drop --quantization"
+        )
     if problem:
         raise ConfigError(f"{config.deepspeed}: {problem}")
+    if device.type == "cpu" and config.model.quantization == "4bit":
+        raise ConfigError(
+            "quantization 4bit is not for training on a CPU: bitsandbytes 0.50 repacks the weights in an evaluation and cannot compute"
+            " gradients afterwards; choose --quantization 8bit, or a GPU"
+        )
     return settings
 
 

@@ -14,6 +14,7 @@ if Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().parent:
     del sys.path[0]  # a script's folder comes first on the path: evaluate.py there would hide the package evaluate
 
 
+import dataclasses
 import shutil
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -23,11 +24,14 @@ from adakron.config import AdapterConfig, DataConfig, ModelConfig, RunConfig, Tr
 from adakron.distributed import World
 from adakron.errors import ConfigError
 from adakron.fingerprint import take_fingerprint
+from adakron.redaction import redact_arguments
+from adakron.store import CHECKPOINT_PREFIX
 from adakron.tasks import create_task
 from adakron.tasks.glue import GLUE_TASKS
 from adakron.trainable import AdaptedModelInfo
 from launch.arguments import Parser
-from launch.program import run_program
+from launch.program import execute
+from launch.saved_run import read_record
 
 
 def main(arguments: Sequence[str], world: World) -> None:
@@ -104,7 +108,7 @@ def _write_run(folder: Path, task_name: str, adapter: AdapterConfig, base: str) 
         model=ModelConfig(model_name_or_path=base), adapter=adapter, data=DataConfig(task_name=task_name), training=TrainingConfig(),
         deepspeed="",
     )  # fmt: skip
-    record = {"config": config.to_dict(), "precision": "fp32", "command": sys.argv, **run_folder.environment()}
+    record = {"config": config.to_dict(), "precision": "fp32", "command": redact_arguments(sys.argv), **run_folder.environment()}
     run_folder.write_json(folder / run_folder.RUN_FILE, record)
 
 
@@ -136,6 +140,7 @@ def merge(arguments: Sequence[str]) -> None:
     source, folder = Path(options.folder), _free_folder(options.output_dir)
     saved = adapter_folder.read_adapter_config(source)
     tensors, single = adapter_io.merge_experts(adapter_io.read_adapter_tensors(source), saved.adapter, saved.sites)
+    record = _merged_run(source, single)
     adapter_io.save_adapter(
         folder,
         tensors=tensors,
@@ -150,24 +155,23 @@ def merge(arguments: Sequence[str]) -> None:
     for name in sorted(run_folder.TOKENIZER_FILES):
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
-    is_run = _copy_run(source, folder, single)
+    if record is not None:
+        run_folder.write_json(folder / run_folder.RUN_FILE, record)
     print(f"{_described(saved.adapter)} averaged into one expert: {folder}")
-    if is_run:
+    if record is not None:
         print(f"evaluate: {sys.executable} launch/evaluate.py {folder}")
 
 
-def _copy_run(source: Path, folder: Path, adapter: AdapterConfig) -> bool:
-    """Give the merged folder the run's configuration, which evaluate.py and predict.py read; whether there is one."""
+def _merged_run(source: Path, adapter: AdapterConfig) -> dict[str, Any] | None:
+    """The run's configuration for the merged folder, which evaluate.py and predict.py read; None where there is no run."""
     # A checkpoint's is that of the run around it.
-    home = source.parent if source.name.startswith(run_folder.CHECKPOINT_PREFIX) else source
+    home = source.parent if source.name.startswith(CHECKPOINT_PREFIX) else source
     if not (home / run_folder.RUN_FILE).is_file():
-        return False
-    record = run_folder.read_run(home)
+        return None
+    record, saved, _ = read_record(home)
     # There is nothing left to merge.
-    training = {**record["config"]["training"], "merge_experts": False}
-    record["config"] = {**record["config"], "adapter": adapter.to_dict(), "training": training}
-    run_folder.write_json(folder / run_folder.RUN_FILE, {**record, "merged_from": str(source.absolute())})
-    return True
+    merged = dataclasses.replace(saved, adapter=adapter, training=dataclasses.replace(saved.training, merge_experts=False))
+    return {**record, "config": merged.to_dict(), "merged_from": str(source.absolute())}
 
 
 def _parser(command: str, description: str) -> Parser:
@@ -192,4 +196,4 @@ def _described(adapter: AdapterConfig) -> str:
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"import": import_, "export": export, "merge": merge}
 
 if __name__ == "__main__":
-    sys.exit(run_program(main))
+    execute(main)

@@ -13,7 +13,7 @@ from adakron import distributed, run_folder
 from adakron.distributed import World
 from adakron.errors import ConfigError
 from adakron.evaluator import evaluation_prefix
-from launch.program import run_program
+from launch.program import execute
 from launch.saved_run import open_run, saved_run_parser, splits_named
 
 
@@ -46,4 +46,4 @@ def main(arguments: Sequence[str], world: World) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_program(main))
+    execute(main)

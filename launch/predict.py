@@ -19,7 +19,7 @@ from adakron.distributed import World
 from adakron.errors import ConfigError
 from adakron.tasks.classification import TextClassificationTask
 from launch.mixed_predictions import add_adapter_flags, is_mixed, predict_mixed
-from launch.program import run_program
+from launch.program import execute
 from launch.saved_run import SavedRun, open_run, saved_run_parser, splits_named
 
 
@@ -77,4 +77,4 @@ def _predict_splits(run: SavedRun, options: argparse.Namespace, world: World) ->
 
 
 if __name__ == "__main__":
-    sys.exit(run_program(main))
+    execute(main)

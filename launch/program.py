@@ -1,24 +1,54 @@
 """How every program starts and ends: rank-aware logging, one paragraph per error, true exit codes."""
 
+import atexit
+import contextlib
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from adakron import distributed
 from adakron.distributed import World
 from adakron.errors import AdaKronError
 from adakron.log import setup_logging
+from adakron.redaction import redact
+from adakron.signals import EXIT_INTERRUPTED, EXIT_STOPPED
+from adakron.stopping import StopRequest
+from launch.failures import end_rank, is_lost_peer, without_deterministic_kernel
+from launch.messages import explained, paragraph
 
 EXIT_ERROR = 2
-"""Exit code of an error that the user can mend. An unexpected exception leaves with Python's 1 and its traceback."""
+"""Exit code of an error that the user can mend."""
 
-EXIT_INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells have it."""
+EXIT_UNEXPECTED = 1
+"""Exit code of an unexpected exception, as Python has it. A rank that lost another one leaves with `distributed.EXIT_LOST_RANK`."""
 
 
-def run_program(main: Callable[[Sequence[str], World], None]) -> int:
-    """Run a program's main with the command line and this process's place; the exit code.
+def execute(main: Callable[[Sequence[str], World], int | None]) -> NoReturn:
+    """Run a program's main (see `run_program`) and end this process with its exit code.
+
+    Without the interpreter's own finalisation: a thread of gloo's may still be giving back the tensors of the last collective,
+    and where it asks for an interpreter that is going away, the process dies of "terminate called without an active exception"
+    (-6) after its work is done. Groups that DeepSpeed keeps have such threads until the very end.
+    """
+    try:
+        code = run_program(main)
+    except SystemExit as stop:  # argparse: 0 after --help, 2 after a wrong flag, its message printed
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BaseException as error:
+        print(redact("".join(traceback.format_exception(error))), file=sys.stderr)
+        code = 1
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(BrokenPipeError):  # `| head` has seen enough
+            stream.flush()
+    os._exit(code)
+
+
+def run_program(main: Callable[[Sequence[str], World], int | None]) -> int:
+    """Run a program's main with the command line and this process's place; the exit code: what main returns, None being 0.
 
     An error is printed once per host: all ranks of a host see the same files and flags.
     """
@@ -26,28 +56,35 @@ def run_program(main: Callable[[Sequence[str], World], None]) -> int:
     try:
         world = distributed.read_world(os.environ)
     except AdaKronError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(paragraph(error), file=sys.stderr)
         return EXIT_ERROR
     setup_logging(world.rank)
     distributed.use_threads(world, os.environ)
     try:
-        main(sys.argv[1:], world)
-    except AdaKronError as error:
+        return main(sys.argv[1:], world) or 0
+    except StopRequest as stop:
         if world.local_rank == 0:
-            print(_paragraph(error), file=sys.stderr, flush=True)
-        return EXIT_ERROR
+            print(stop, file=sys.stderr, flush=True)
+        return EXIT_STOPPED
+    except Exception as error:
+        known = error if isinstance(error, AdaKronError) else without_deterministic_kernel(error)
+        of_this_host = explained(error) if known is None else None
+        reason = known or of_this_host
+        code = EXIT_ERROR if reason else EXIT_UNEXPECTED
+        if world.world_size > 1 and (distributed.peer_watch() is not None or is_lost_peer(error)):
+            end_rank(error, world, code, paragraph(reason) if reason else None)
+        if reason is None:
+            raise
+        # What one rank's disk or memory refused, another's may not have.
+        if of_this_host or world.local_rank == 0:
+            print(paragraph(reason), file=sys.stderr, flush=True)
+        return code
     except KeyboardInterrupt:
         if world.local_rank == 0:
             print("interrupted; saved checkpoint-<step> folders in the output folder can be evaluated", file=sys.stderr, flush=True)
         return EXIT_INTERRUPTED
     finally:
         distributed.leave_group()
-    return 0
-
-
-def _paragraph(error: AdaKronError) -> str:
-    lines = str(error).splitlines()
-    return f"error: {lines[0]}" if len(lines) == 1 else "\n".join([f"error: {len(lines)} problems", *(f"  - {line}" for line in lines)])
 
 
 def quiet_libraries() -> None:

@@ -1,5 +1,6 @@
 """What a training run writes down: its configuration, where its metrics go, its results."""
 
+import contextlib
 import dataclasses
 import sys
 from collections.abc import Mapping
@@ -7,14 +8,21 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from adakron import run_folder
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from adakron import adapter_folder, run_folder
 from adakron.config import DATA_FILES, RunConfig
 from adakron.engine.ds_config import DeepSpeedSettings
 from adakron.metrics import JsonLinesSink, TensorBoardSink
+from adakron.redaction import redact_arguments, redact_values
+from adakron.run_lock import RunLock
+from adakron.store import CheckpointStore
 from adakron.tasks.base import Task
 from adakron.tasks.glue import TextTask
+from adakron.train_state import TrainResult
 from adakron.trainable import ParameterReport
-from adakron.trainer import TrainResult
 
 DEFAULT_PARENT = Path("runs")
 """Where runs without --output_dir go."""
@@ -36,25 +44,57 @@ def as_recorded(config: RunConfig, base_model: str, task: Task) -> RunConfig:
     )
 
 
-def claim_folder(config: RunConfig, settings: DeepSpeedSettings) -> Path:
-    """Make the output folder, holding the resolved configuration. Rank 0 only."""
+def claim_folder(config: RunConfig, settings: DeepSpeedSettings, held: contextlib.ExitStack, *, resumed_at: int | None = None) -> Path:
+    """Make the output folder, holding the resolved configuration; held gets its lock. Rank 0 only.
+
+    resumed_at: the step at which a run goes on in its own folder; what the folder says of how it began stays.
+    """
     training = config.training
-    if training.output_dir:
+    began: dict[str, Any] = {}
+    if resumed_at is not None:
+        folder = Path(str(training.output_dir))
+        lock = RunLock(folder)
+        before = run_folder.read_run(folder)
+        went_on = {"step": resumed_at, "command": sys.argv, **run_folder.environment()}
+        began = {"command": before.get("command"), "resumed": [*before.get("resumed", []), went_on]}
+    elif training.output_dir:
         folder = Path(training.output_dir)
-        run_folder.claim(folder, training.overwrite_output_dir)
+        lock = run_folder.claim(folder, training.overwrite_output_dir)
     else:
         name = f"{config.data.task_name}-{config.adapter.method}-seed{training.seed}-{datetime.now():%Y%m%d-%H%M%S}"
-        folder = run_folder.claim_new(DEFAULT_PARENT / name)
-    record = {"config": config.to_dict(), "precision": settings.precision, "command": sys.argv, **run_folder.environment()}
-    run_folder.write_json(folder / run_folder.RUN_FILE, record)
-    run_folder.write_json(folder / run_folder.DEEPSPEED_FILE, settings.config)
+        folder, lock = run_folder.claim_new(DEFAULT_PARENT / name)
+    held.enter_context(lock)
+    record = {
+        "config": config.to_dict(),
+        "precision": settings.precision,
+        "command": redact_arguments(sys.argv),
+        **run_folder.environment(),
+        **began,
+    }
+    run_folder.write_json(folder / run_folder.RUN_FILE, redact_values(record))
+    run_folder.write_json(folder / run_folder.DEEPSPEED_FILE, redact_values(settings.config))
     return folder
 
 
-def metric_sinks(config: RunConfig, folder: Path) -> list[TensorBoardSink | JsonLinesSink]:
-    """TensorBoard in logging_dir and JSON lines in the run's folder. Rank 0 only."""
+def last_good_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint of a run that is whole, and whose saved tensors can be read and are finite; None where there is none."""
+    for one in CheckpointStore(folder).examined():
+        if one.problems:
+            continue
+        try:
+            tensors = load_file(one.checkpoint.path / adapter_folder.WEIGHTS_FILE)
+        except (OSError, SafetensorError):
+            continue
+        if all(torch.isfinite(tensor).all() for tensor in tensors.values() if tensor.is_floating_point()):
+            return one.checkpoint.path
+    return None
+
+
+def metric_sinks(config: RunConfig, folder: Path, *, resumed_at: int | None = None) -> list[TensorBoardSink | JsonLinesSink]:
+    """TensorBoard in logging_dir and JSON lines in the run's folder, without what they said of steps after resumed_at. Rank 0 only."""
     logging_dir = Path(config.training.logging_dir or folder / run_folder.TENSORBOARD_FOLDER)
-    return [TensorBoardSink(logging_dir), JsonLinesSink(folder / run_folder.METRICS_FILE)]
+    purge_step = resumed_at + 1 if resumed_at is not None else None
+    return [TensorBoardSink(logging_dir, purge_step), JsonLinesSink(folder / run_folder.METRICS_FILE, resumed_at)]
 
 
 def collect_results(
@@ -75,6 +115,7 @@ def collect_results(
         "train_loss": result.loss,
         "train_steps": result.state.global_step,
         "skipped_steps": result.state.skipped_steps,
+        "nonfinite_steps": result.state.nonfinite_steps,
         "train_samples": result.samples,
         "train_tokens": result.tokens,
         "train_runtime": result.seconds,
@@ -98,4 +139,6 @@ def write_results(folder: Path, results: Mapping[str, Mapping[str, Any]]) -> Non
     for name, values in results.items():
         if values:
             run_folder.write_json(folder / f"{name}_results.json", values)
-    run_folder.write_json(folder / "all_results.json", {key: value for values in results.values() for key, value in values.items()})
+    run_folder.write_json(
+        folder / run_folder.ALL_RESULTS_FILE, {key: value for values in results.values() for key, value in values.items()}
+    )

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,9 +17,10 @@ from adakron.config import DATA_FILES, DataConfig, RunConfig
 from adakron.distributed import World
 from adakron.errors import CheckpointError, ConfigError
 from adakron.evaluator import Evaluator
-from adakron.models import DTYPES
+from adakron.store import CheckpointStore
 from adakron.tasks import create_task
 from adakron.tasks.base import Task
+from adakron.weights import DTYPES
 from launch import attachment
 from launch.arguments import Parser, add_launcher_flags
 
@@ -54,19 +56,32 @@ def saved_run_parser(description: str) -> Parser:
         action="store_true",
         help="Load the adapter though it was trained on another backbone; warns what differs.",
     )
+    parser.add_argument(
+        "--trust_remote_code",
+        action="store_true",
+        help="Run model code that comes with the run's backbone, as the run itself was told to. Only for sources you trust.",
+    )
     add_launcher_flags(parser)
     return parser
+
+
+def read_record(home: Path) -> tuple[dict[str, Any], RunConfig, torch.dtype]:
+    """What run.json of a folder holds, the configuration in it, and the run's precision; CheckpointError where it is not so."""
+    record = run_folder.read_run(home)
+    try:
+        return record, RunConfig.from_dict(record["config"]), DTYPES[record["precision"]]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = f"it has no {error}" if isinstance(error, KeyError) else "; ".join(str(error).splitlines())
+        raise CheckpointError(
+            f"{home / run_folder.RUN_FILE} does not fit this version: {reason}; restore it, or use the release that wrote it"
+        ) from error
 
 
 def read_settings(options: argparse.Namespace, folder: Path, needs_data: bool = True) -> tuple[RunConfig, torch.dtype]:
     """A run's configuration with the flags given now, and its precision. needs_data: whether any split will be read."""
     home = folder if (folder / run_folder.RUN_FILE).is_file() else folder.parent
-    record = run_folder.read_run(home if (home / run_folder.RUN_FILE).is_file() else folder)
-    try:
-        saved = RunConfig.from_dict(record["config"])
-        precision = DTYPES[record["precision"]]
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{home / run_folder.RUN_FILE} does not fit this version: {error}") from error
+    home = home if (home / run_folder.RUN_FILE).is_file() else folder
+    _, saved, precision = read_record(home)
     given = {name: getattr(options, name) for name in DataConfig.__dataclass_fields__ if hasattr(options, name)}
     if not needs_data or any(name in given for name in DATA_FILES):
         # Files named now stand alone; what the run was trained on may be gone.
@@ -76,6 +91,11 @@ def read_settings(options: argparse.Namespace, folder: Path, needs_data: bool = 
     model_config = saved.model
     if options.model_name_or_path:
         model_config = dataclasses.replace(model_config, model_name_or_path=options.model_name_or_path)
+    if model_config.trust_remote_code and not options.trust_remote_code:
+        raise CheckpointError(
+            f"{home / run_folder.RUN_FILE} says that the backbone {model_config.model_name_or_path} runs code of its own, and a file cannot"
+            " ask for that; give --trust_remote_code, if you trust where both come from"
+        )
     config = dataclasses.replace(saved, data=dataclasses.replace(saved.data, **given), model=model_config)
     _check_finished(folder)
     return config, precision
@@ -100,7 +120,12 @@ def open_run(options: argparse.Namespace, world: World, needs_data: bool = True)
     auto_class, model_options = attachment.read_head(folder, config.adapter)
     task = create_task(config.data, config.training, model_options=model_options)
     base = backbone.load_backbone(
-        config.model, auto_class=auto_class, options=model_options, seed=config.training.seed, device_type=device.type
+        config.model,
+        auto_class=auto_class,
+        options=model_options,
+        seed=config.training.seed,
+        device_type=device.type,
+        compute_dtype=precision,
     )
     model = attachment.load(base, folder, config.adapter, precision, allow_other_backbone=options.allow_other_backbone)
     model.to(device).eval().requires_grad_(False)
@@ -122,9 +147,11 @@ def open_run(options: argparse.Namespace, world: World, needs_data: bool = True)
 def _check_finished(folder: Path) -> None:
     if (folder / adapter_folder.CONFIG_FILE).is_file():
         return
-    saved = [path for path in folder.glob(f"{run_folder.CHECKPOINT_PREFIX}*") if (path / adapter_folder.CONFIG_FILE).is_file()]
-    newest = max(saved, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
-    remedy = f"name its newest checkpoint: {newest}" if newest else "it saved no checkpoint either; train again"
+    store = CheckpointStore(folder)
+    # Those of older versions have no manifest to be verified by.
+    unverified = [one for one in store.checkpoints() if (one.path / adapter_folder.CONFIG_FILE).is_file()]
+    newest = store.newest_good().checkpoint or (unverified[-1] if unverified else None)
+    remedy = f"name its newest checkpoint: {newest.path}" if newest else "it saved no checkpoint either; train again"
     raise CheckpointError(f"the run in {folder} did not finish: it holds no {adapter_folder.CONFIG_FILE}; {remedy}")
 
 

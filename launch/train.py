@@ -10,18 +10,24 @@ if Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().parent:
     del sys.path[0]  # a script's folder comes first on the path: evaluate.py there would hide the package evaluate
 
 
+from adakron.signals import SignalListener
+
+LISTENER = SignalListener()
+if __name__ == "__main__":
+    LISTENER.listen()  # before the imports below, which take seconds
+
 import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from datetime import timedelta
 
 import torch
-from torch import Tensor
 
 from adakron import backbone, distributed, models, randomness, run_folder, trainable
 from adakron.data.sampler import GlobalBatchSampler
+from adakron.determinism import compute_deterministically
 from adakron.distributed import World
 from adakron.engine.engine import TrainingEngine
 from adakron.errors import ConfigError
@@ -29,14 +35,20 @@ from adakron.evaluator import Evaluator
 from adakron.log import get_logger
 from adakron.metrics import MetricRecorder, peak_memory_mib
 from adakron.placement import some_of
+from adakron.run_lock import check_unlocked
+from adakron.stopping import StopAgreement, StopRequest
 from adakron.tasks import create_task
 from adakron.tasks.classification import TextClassificationTask
 from adakron.trainer import Trainer, total_steps
+from adakron.weights import DTYPES
+from launch import resuming
 from launch.arguments import parse_train
-from launch.attachment import attach, check_method
+from launch.attachment import attach, check_method, partitioning
 from launch.checks import asks_for_stage, check_consistency, evaluates, resolve_deepspeed, splits_to_use
-from launch.program import run_program
+from launch.program import execute
 from launch.recording import DEFAULT_PARENT, as_recorded, claim_folder, collect_results, metric_sinks, write_results
+from launch.replaying import RunEvidence, asks_for_replay, run_replay
+from launch.saving import Saver
 from launch.summary import summary_table
 
 logger = get_logger(__name__)
@@ -44,13 +56,27 @@ logger = get_logger(__name__)
 
 def main(arguments: Sequence[str], world: World) -> None:
     """Train, evaluate, save and report one run."""
+    with contextlib.ExitStack() as held:
+        _run(arguments, world, held)
+
+
+def _run(arguments: Sequence[str], world: World, held: contextlib.ExitStack) -> None:
     started = time.perf_counter()
+    if asks_for_replay(arguments):
+        run_replay(arguments, world)
+        return
     config = parse_train(arguments)
+    if config.training.deterministic:
+        compute_deterministically()
     if config.training.do_train is False or (config.training.do_train is None and asks_for_stage(config)):
         raise ConfigError("nothing to train: add --do_train, or use launch/evaluate.py and launch/predict.py on a saved run")
+    config, resumption = resuming.find(config)
     device = distributed.select_device(world, os.environ)
     settings = resolve_deepspeed(config, world, device)
-    if config.training.output_dir:
+    in_place = resumption is not None and resumption.in_place
+    if config.training.output_dir and in_place:
+        check_unlocked(Path(config.training.output_dir))
+    elif config.training.output_dir:
         run_folder.check_free(Path(config.training.output_dir), config.training.overwrite_output_dir)
     for folder_setting in (str(DEFAULT_PARENT) if not config.training.output_dir else None, config.training.logging_dir):
         if folder_setting:
@@ -60,11 +86,17 @@ def main(arguments: Sequence[str], world: World) -> None:
     splits = splits_to_use(task, config)
     models.check_architecture(config.model, config.adapter, auto_class=task.auto_class, options=task.model_options())
     base = backbone.load_backbone(
-        config.model, auto_class=task.auto_class, options=task.model_options(), seed=config.training.seed, device_type=device.type
+        config.model,
+        auto_class=task.auto_class,
+        options=task.model_options(),
+        seed=config.training.seed,
+        device_type=device.type,
+        compute_dtype=DTYPES[settings.precision],
+        partitioned=partitioning(config, settings, world, device),
     )
     new = base.new_parameters.names
     logger.info("%d parameters of the head are new: %s", len(new), some_of(new))
-    attached = attach(base, config.adapter, config.training.seed, models.DTYPES[settings.precision])
+    attached = attach(base, config.adapter, config.training.seed, DTYPES[settings.precision])
     model, info, router = attached.model, attached.info, attached.router
     trainable.assert_trainable(model, info)
     check_consistency(config, model)
@@ -77,8 +109,29 @@ def main(arguments: Sequence[str], world: World) -> None:
         if split.truncated:
             length = config.data.max_seq_length
             logger.info("%d of %d %s examples are longer than %d tokens and were cut", split.truncated, len(split), name, length)
+    recorded = as_recorded(config, base.name, task)
+    sampler = GlobalBatchSampler(
+        encoded["train"].lengths,
+        micro_batch=config.training.per_device_train_batch_size,
+        accumulation=config.training.gradient_accumulation_steps,
+        world_size=world.world_size,
+        rank=world.rank,
+        seed=config.training.seed,
+    )
+    layout = {"world_size": world.world_size, "stage": settings.stage, "precision": settings.precision}
+    described = resuming.describe(recorded, encoded, attached.folder.backbone, global_batch=sampler.global_batch, layout=layout)
+    if resumption is not None:
+        resuming.check_same(resumption.run, described, str(resumption.checkpoint or config.training.output_dir))
+        if resumption.finished:
+            if world.rank == 0:
+                print(f"{config.training.output_dir} holds a finished run: nothing is left to do", flush=True)
+            return
 
-    distributed.form_group(world, device)
+    distributed.form_group(world, device, timedelta(minutes=config.training.timeout_minutes))
+    agreement = StopAgreement(LISTENER, config.training.max_hours)
+    agreement.now()
+    LISTENER.defer()
+    resuming.check_agreement(resumption)
     logger.info(
         "%s on %d x %s, ZeRO-%d, %s: %s trainable of %s parameters (adapters %s in %d layers, head %s, backbone %s)",
         config.adapter.method, world.world_size, device.type, settings.stage, settings.precision, f"{report.trainable:,}",
@@ -95,14 +148,7 @@ def main(arguments: Sequence[str], world: World) -> None:
         rank=world.rank,
         disable_progress=config.training.disable_tqdm,
         before_batch=router.evaluation_batch if router else None,
-    )
-    sampler = GlobalBatchSampler(
-        encoded["train"].lengths,
-        micro_batch=config.training.per_device_train_batch_size,
-        accumulation=config.training.gradient_accumulation_steps,
-        world_size=world.world_size,
-        rank=world.rank,
-        seed=config.training.seed,
+        boundary=agreement.boundary,
     )
     engine = TrainingEngine(
         model,
@@ -113,21 +159,11 @@ def main(arguments: Sequence[str], world: World) -> None:
         device=device,
     )
 
-    folder = distributed.on_rank_0(lambda: claim_folder(as_recorded(config, base.name, task), settings))
-
-    def save(target: Path, trained: Mapping[str, Tensor], state: Mapping[str, Any], *, merge: bool = False) -> None:
-        if world.rank == 0:
-            target.mkdir(exist_ok=True)
-            attached.folder.write(target, trained, auto_class=task.auto_class, model_options=task.model_options(), merge=merge)
-            base.tokenizer.save_pretrained(target)
-            run_folder.write_json(target / run_folder.STATE_FILE, state)
-
-    def save_checkpoint(step: int, tensors: Mapping[str, Tensor], state: dict[str, Any]) -> None:
-        save(folder / f"{run_folder.CHECKPOINT_PREFIX}{step}", tensors, state)
-        if world.rank == 0:
-            run_folder.prune_checkpoints(folder, config.training.save_total_limit, state["best_step"])
-
-    recorder = MetricRecorder(metric_sinks(config, folder) if world.rank == 0 else ())
+    resumed_at = resumption.step if resumption is not None and in_place else None
+    folder = distributed.on_rank_0(lambda: claim_folder(recorded, settings, held, resumed_at=resumed_at))
+    saver = Saver(folder, attached, base.tokenizer, task, keep=config.training.save_total_limit, run=described)
+    held.callback(saver.close)
+    recorder = MetricRecorder(metric_sinks(config, folder, resumed_at=resumed_at) if world.rank == 0 else ())
     trainer = Trainer(
         engine,
         task,
@@ -138,14 +174,26 @@ def main(arguments: Sequence[str], world: World) -> None:
         evaluator=evaluator,
         recorder=recorder,
         pad_token_id=int(base.tokenizer.pad_token_id),
-        save_checkpoint=save_checkpoint,
+        save_checkpoint=saver.checkpoint,
+        evidence=RunEvidence(folder, recorded, settings.precision, task),
         before_pass=randomness.announcer(router, masks),
+        boundary=agreement.boundary,
     )
-    with contextlib.closing(recorder):  # what a run that fails last measured is what one wants to see
-        result = trainer.run()
-        scores = result.scores if result.scores is not None or not evaluates(config) else trainer.evaluate()
-    save(folder, result.tensors, dataclasses.asdict(result.state), merge=config.training.merge_experts)
-    predictions = {name: evaluator.outputs(engine, encoded[name], "predicting") for name in splits if name.startswith("test")}
+    if resumption is not None and resumption.saved is not None:
+        trainer.resume(resumption.saved.snapshot)
+    try:
+        with contextlib.closing(recorder):  # what a run that fails last measured is what one wants to see
+            result = trainer.run()
+            scores = result.scores if result.scores is not None or not evaluates(config) else trainer.evaluate()
+        saver.wait()
+        if world.rank == 0:
+            saver.adapter(folder, result.tensors, merge=config.training.merge_experts)
+            run_folder.write_json(folder / run_folder.STATE_FILE, dataclasses.asdict(result.state))
+        predictions = {name: evaluator.outputs(engine, encoded[name], "predicting") for name in splits if name.startswith("test")}
+    except StopRequest as stop:
+        trainer.save()
+        saver.wait()
+        raise StopRequest(resuming.stopped_message(str(stop), trainer.step, trainer.total_steps, folder)) from None
     memory = float(distributed.all_reduce_max(torch.tensor(peak_memory_mib(device))))
     if world.rank == 0:
         for name, outputs in predictions.items():
@@ -158,4 +206,4 @@ def main(arguments: Sequence[str], world: World) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_program(main))
+    execute(main)

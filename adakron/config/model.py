@@ -20,6 +20,9 @@ class ModelConfig(Settings):
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2"] | None = flag(
         None, "Attention code of transformers. Default: eager on a CPU, where it trains faster (docs/results.md), else transformers' own."
     )
+    quantization: Literal["8bit", "4bit"] | None = flag(
+        None, "Hold the backbone's linear layers in 8 or 4 bits, by bitsandbytes; adapters and head stay as they are. Not at ZeRO-3."
+    )
     dropout: float | None = flag(None, "Probability for every dropout of the backbone and head. Default: the backbone's own.")
 
     def problems(self) -> list[str]:

@@ -21,6 +21,20 @@ class RunConfig(Settings):
     deepspeed: str
 
     def problems(self) -> list[str]:
+        return self._quantization_problems() + self._merge_problems()
+
+    def _quantization_problems(self) -> list[str]:
+        if self.model.quantization is None:
+            return []
+        found = []
+        if self.adapter.preset is not None and self.adapter.preset.trains == "all":
+            found.append(f"method {self.adapter.method} trains the backbone, which quantization freezes; drop --quantization")
+        if self.adapter.head_modules is not None:
+            # They are chosen when the model is there, quantised.
+            found.append("head_modules names what trains, which quantization would freeze; drop --head_modules or --quantization")
+        return found
+
+    def _merge_problems(self) -> list[str]:
         if not self.training.merge_experts:
             return []
         if (self.adapter.resolved().num_experts or 1) == 1:

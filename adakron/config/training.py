@@ -1,5 +1,6 @@
 """Settings of the loop."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,6 +15,10 @@ class TrainingConfig(Settings):
 
     output_dir: str | None = flag(None, "Folder of the run. Default: runs/<task>-<method>-seed<seed>-<date>.")
     overwrite_output_dir: bool = flag(False, "Replace a run that output_dir already holds.")
+    resume_from_checkpoint: str | None = flag(
+        None, "Go on with a run: its folder, one of its checkpoint-<step> folders, or auto, the newest one in output_dir if there is any."
+    )
+    max_hours: float | None = flag(None, "Stop with a checkpoint after so many hours of wall-clock time, to go on later.")
     do_train: bool | None = flag(None, "Train. Without any do_ flag: train and evaluate.")
     do_eval: bool | None = flag(None, "Evaluate on the validation split at the end.")
     do_predict: bool | None = flag(None, "Write predictions for the test split at the end.")
@@ -55,6 +60,11 @@ class TrainingConfig(Settings):
     load_best_model_at_end: bool = flag(False, "End with the best evaluated adapter instead of the last one.")
     metric_for_best_model: str | None = flag(None, "Metric that decides what is best. Default: the task's main metric.")
     greater_is_better: bool | None = flag(None, "Direction of that metric. Default: lower for loss, higher otherwise.")
+    on_nonfinite: Literal["raise", "skip"] = flag(
+        "raise", "A loss or gradient that is not finite: end the run, or skip the step, with a limit. Either way the batch is written."
+    )
+    timeout_minutes: float = flag(30.0, "How long a rank waits for the others in any collective before the run ends.")
+    deterministic: bool = flag(False, "Same machine, same command, same bits: deterministic kernels only, an error where there is none.")
     disable_tqdm: bool | None = flag(None, "No progress bar. Default: a bar on a terminal, plain lines otherwise.")
 
     def problems(self) -> list[str]:
@@ -66,6 +76,8 @@ class TrainingConfig(Settings):
             self, "learning_rate", "weight_decay", "adam_epsilon", "max_grad_norm", "warmup_steps", "seed", "num_train_epochs",
             "consistency_weight",
         )  # fmt: skip
+        if not 0.0 < self.timeout_minutes <= 7 * 24 * 60:
+            found.append(f"timeout_minutes is {self.timeout_minutes}; it must be above 0 and at most 10080, a week (set --timeout_minutes)")
         if self.seed >= 2**32:
             found.append(f"seed is {self.seed}; it must be below 2^32 (set --seed)")
         if not 0.0 <= self.warmup_ratio <= 1.0:
@@ -86,6 +98,20 @@ class TrainingConfig(Settings):
         if self.bf16 and self.fp16:
             found.append("bf16 and fp16 are both set; choose one (drop --bf16 or --fp16)")
         found += self._best_model_problems()
+        found += self._resume_problems()
+        return found
+
+    def _resume_problems(self) -> list[str]:
+        found = []
+        if self.max_hours is not None and not 0.0 < self.max_hours < math.inf:
+            found.append(f"max_hours is {self.max_hours}; it must be a positive number of hours (set --max_hours)")
+        if self.resume_from_checkpoint == "auto" and not self.output_dir:
+            found.append("resume_from_checkpoint auto looks for checkpoints in output_dir, which is not set (set --output_dir)")
+        if self.resume_from_checkpoint is not None and self.overwrite_output_dir:
+            found.append(
+                "overwrite_output_dir would delete what resume_from_checkpoint goes on from; drop one of --overwrite_output_dir and"
+                " --resume_from_checkpoint"
+            )
         return found
 
     def _best_model_problems(self) -> list[str]:

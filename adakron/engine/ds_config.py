@@ -5,15 +5,19 @@ reduces bf16 gradients in bf16. All problems of a file are reported together, be
 """
 
 import copy
-import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from adakron import untrusted
 from adakron.engine.upstream import quiet_initialisation
 from adakron.errors import ConfigError
+from adakron.untrusted import UnreadableError
 
 Precision = Literal["fp32", "bf16", "fp16"]
+
+_LONGEST_FILE = 2**20  # bytes
 
 _PASSED_ON = {
     "activation_checkpointing", "aio", "bf16", "checkpoint", "comms_logger", "communication_data_type", "data_types",
@@ -71,24 +75,17 @@ class DeepSpeedSettings:
 
 def read_json(path: str) -> dict[str, Any]:
     """The JSON object in a file. Raises ConfigError where there is none."""
-    file = Path(path)
-    if not file.is_file():
-        raise ConfigError(f"--deepspeed {path}: no such file; the project's own are ds_configs/*.json, e.g. ds_configs/zero2.json")
     try:
-        content = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=_no_duplicates)
-    except (UnicodeDecodeError, ValueError, RecursionError) as error:
+        content = untrusted.read_json(path, _LONGEST_FILE)
+    except FileNotFoundError:
+        raise ConfigError(
+            f"--deepspeed {path}: no such file; the project's own are ds_configs/*.json, e.g. ds_configs/zero2.json"
+        ) from None
+    except UnreadableError as error:
         raise ConfigError(f"--deepspeed {path}: not a JSON file ({error}); compare ds_configs/zero2.json") from error
     if not isinstance(content, dict):
         raise ConfigError(f"--deepspeed {path}: holds a {type(content).__name__}, not an object; compare ds_configs/zero2.json")
     return content
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    twice = sorted({key for key in keys if keys.count(key) > 1})
-    if twice:
-        raise ValueError(f"key {', '.join(twice)} appears twice")
-    return dict(pairs)
 
 
 def resolve(source: dict[str, Any], values: RunValues, *, name: str = "the DeepSpeed JSON") -> DeepSpeedSettings:
@@ -184,6 +181,10 @@ def _check_combination(config: dict[str, Any], stage: int, precision: Precision,
         )
     if config.get("checkpoint", {}).get("writer"):
         problems.append('"checkpoint.writer": what such a writer saves cannot be loaded again in DeepSpeed 0.19.8; remove it')
+    if config["bf16"].get("check_grad_overflow") is False:
+        problems.append('"bf16.check_grad_overflow" is false: a gradient that is not finite would be applied; remove it')
+    if config["zero_optimization"].get("compute_grad_norm") is False:
+        problems.append('"zero_optimization.compute_grad_norm" is false: a gradient that is not finite would be applied; remove it')
     for key in ("offload_optimizer", "offload_param"):
         section = config["zero_optimization"].get(key)
         if isinstance(section, dict) and section.get("device", "none") not in ("none", "cpu", "nvme"):
@@ -208,8 +209,8 @@ def _write_out(config: dict[str, Any], stage: int, precision: Precision) -> None
             zero.setdefault("allgather_bucket_size", 5_000_000)
         zero.setdefault("overlap_comm", False)
     if precision == "bf16":
-        # DeepSpeed would skip every step after a first NaN, silently and for ever; the loop's own check ends such a run.
-        config["bf16"] = {"check_grad_overflow": False} | config["bf16"]
+        # Stage 2 alone would apply a gradient that is not finite. What follows a skipped step is the loop's decision.
+        config["bf16"] = config["bf16"] | {"check_grad_overflow": True}
         config["data_types"] = {"grad_accum_dtype": "fp32"} | config.get("data_types", {})
         config.setdefault("communication_data_type", "fp32")
 
@@ -237,4 +238,26 @@ def device_problem(precision: Precision, device_type: str) -> str | None:
         return f"fp16 is not supported on this {device_type} device; use bf16 (ds_configs/zero2.json) or fp32 (zero2_fp32.json)"
     if precision == "bf16" and not accelerator.is_bf16_supported():
         return f"bf16 is not supported on this {device_type} device; use fp16 (ds_configs/zero2_fp16.json) or fp32 (zero2_fp32.json)"
+    return None
+
+
+def offload_problem(config: dict[str, Any]) -> str | None:
+    """Why what a resolved configuration offloads to NVMe cannot be put there, with the remedy; None where nothing stands against it."""
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    for key in ("offload_optimizer", "offload_param"):
+        section = config["zero_optimization"].get(key) or {}
+        if section.get("device") != "nvme":
+            continue
+        place = section.get("nvme_path")
+        if not place or not Path(place).is_dir() or not os.access(place, os.W_OK):
+            return (
+                f'"zero_optimization.{key}.nvme_path" is {place!r}; it must be a folder on a local NVMe drive that this user may write'
+                " (or offload to the host's memory: ds_configs/zero3_offload.json)"
+            )
+        if not AsyncIOBuilder().is_compatible():
+            return (
+                f'"zero_optimization.{key}.device" is nvme, and DeepSpeed\'s asynchronous I/O cannot be built here; install libaio-dev,'
+                " or offload to the host's memory (ds_configs/zero3_offload.json)"
+            )
     return None

@@ -8,7 +8,7 @@ gradients over ranks, and DeepSpeed's own division by the accumulation steps is 
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import deepspeed
@@ -21,8 +21,11 @@ from torch.optim.lr_scheduler import LambdaLR
 from adakron import distributed
 from adakron.config import TrainingConfig
 from adakron.engine.ds_config import DeepSpeedSettings
+from adakron.engine.partitioning import cast_partitioned
+from adakron.engine.state import EngineState, LossScaleState, check_fits, fragments, gather, scatter
 from adakron.engine.upstream import quiet_initialisation, ready_deepspeed
 from adakron.errors import ConfigError, NumericalError
+from adakron.weights import DTYPES
 
 MOST_SKIPS_IN_A_ROW = 40
 """fp16's dynamic loss scale starts at 2^16 or above and halves at each overflow: healthy runs skip far fewer steps in a row."""
@@ -72,24 +75,30 @@ class TrainingEngine:
         self.skipped_steps = 0
         self._skipped_in_a_row = 0
         self._world_size = distributed.world_size()
-        self._clip = training.max_grad_norm
-        self._stage0_norm: Tensor | None = None
         ready_deepspeed(device)
-        optimizer = AdamW(
+        if settings.stage == 3:
+            cast_partitioned(model, DTYPES[settings.precision])
+            for buffer in model.buffers():  # DeepSpeed moves those of whole models only
+                buffer.data = buffer.data.to(device)
+        kind_of_optimizer = _ClippingAdamW if settings.stage == 0 else AdamW
+        optimizer = kind_of_optimizer(
             [dict(group) for group in groups],
             lr=training.learning_rate,
             betas=(training.adam_beta1, training.adam_beta2),
             eps=training.adam_epsilon,
             weight_decay=training.weight_decay,
         )
+        if isinstance(optimizer, _ClippingAdamW):
+            optimizer.limit = training.max_grad_norm
+        self._stage0 = optimizer if isinstance(optimizer, _ClippingAdamW) else None
         warmup = warmup_steps(training, total_steps)
         kind = training.lr_scheduler_type
         scheduler = LambdaLR(optimizer, lambda step: schedule_factor(kind, step, warmup, total_steps))
-        if settings.stage == 0:
-            optimizer.register_step_pre_hook(lambda *_: self._clip_at_stage0())
         with quiet_initialisation():
             self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, lr_scheduler=scheduler, config=settings.config)
         self._forward: Callable[..., Any] = self._engine
+        self._optimizer = optimizer
+        self._scheduler = scheduler
         self._named = {name: p for name, p in self._engine.module.named_parameters() if p.requires_grad}
 
     @property
@@ -105,7 +114,7 @@ class TrainingEngine:
     @property
     def grad_norm(self) -> Tensor | float | None:
         """Global L2 norm of the last step's gradient before clipping; None before the first step."""
-        return self._stage0_norm if self.settings.stage == 0 else self._engine.get_global_grad_norm()
+        return self._stage0.norm if self._stage0 is not None else self._engine.get_global_grad_norm()
 
     @property
     def loss_scale(self) -> float:
@@ -127,8 +136,13 @@ class TrainingEngine:
     def backward(self, loss_sum: Tensor, global_targets: int) -> None:
         """Add one micro-batch's gradient. loss_sum: scalar, the sum over this rank's valid targets in this micro-batch.
         global_targets: valid targets of the whole step on all ranks.
+
+        A loss that is not finite makes its gradient NaN, also where that would be finite (an infinite constant): the gradient's
+        norm, which all ranks learn anyway, then tells them all, and no rank has to ask or to wait for the device.
         """
-        self._engine.backward(loss_sum * (self._world_size / max(1, global_targets)), scale_wrt_gas=False)
+        factor = self._world_size / max(1, global_targets)
+        healthy = torch.isfinite(loss_sum.detach())
+        self._engine.backward(loss_sum * torch.where(healthy, factor, math.nan), scale_wrt_gas=False)
 
     def gradient_of(self, loss_sum: Tensor, global_targets: int) -> dict[str, Tensor]:
         """What `backward` would add, by parameter name, whole and in fp32, of this rank alone; nothing is accumulated.
@@ -158,7 +172,8 @@ class TrainingEngine:
                 self._engine.optimizer._get_param_coordinator().reset_step()
 
     def step(self) -> bool:
-        """Reduce, clip, update, advance the schedule. False where a gradient overflowed and the step was skipped.
+        """Reduce, clip, update, advance the schedule. False, on all ranks, where the gradient is not finite: the step was then
+        skipped, and parameters, optimizer and schedule are as before.
 
         Raises NumericalError where that happens again and again.
         """
@@ -184,6 +199,10 @@ class TrainingEngine:
             f"{what} after step {self.global_step}: training diverged; lower --learning_rate, or clip with --max_grad_norm 1"
         )
 
+    def trainable_parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
+        """What trains, by name, in the model's order; at stage 3 a parameter is whole only inside a forward or backward pass."""
+        return self._named.items()
+
     def trainable_tensors(self) -> dict[str, Tensor]:
         """What trains, whole and in fp32 on the host, by parameter name. All ranks must call it together."""
         tensors = {}
@@ -191,6 +210,59 @@ class TrainingEngine:
             full = safe_get_full_fp32_param(parameter) if self.settings.stage else parameter
             tensors[name] = full.detach().to("cpu", torch.float32, copy=True)
         return tensors
+
+    def state(self) -> EngineState:
+        """All that training needs to go on, whole and on the host; equal on all ranks, which must call it together."""
+        stage = self.settings.stage
+        owned = fragments(self._engine.optimizer, stage, self._named)
+        tensors, steps = gather(owned, self._optimizer, self._shapes(), self.device, replicated=stage == 0)
+        scale = None
+        if self.precision == "fp16":
+            scaler = self._engine.optimizer.loss_scaler
+            # A static scaler has no counters.
+            counters = (getattr(scaler, name, 0) for name in ("cur_iter", "last_overflow_iter", "cur_hysteresis"))
+            scale = LossScaleState(float(scaler.cur_scale), *map(int, counters))
+        return EngineState(tensors, steps, self.global_step, self.skipped_steps, self._skipped_in_a_row, scale)
+
+    def load_state(self, state: EngineState) -> None:
+        """Go on from a state that any stage, precision and number of ranks saved. All ranks together, between steps.
+
+        Raises CheckpointError where it is not a state of these parameters.
+        """
+        check_fits(state, self._shapes())
+        zero, stage = self._engine.optimizer, self.settings.stage
+        if stage == 3:
+            # Small parameters lie whole on every rank: they are taken apart, so that what is gathered below is what was loaded.
+            zero._partition_all_parameters()
+            flats = zero.fp32_partitioned_groups_flat
+        else:
+            flats = [tensor for group in self._optimizer.param_groups for tensor in group["params"]]
+        scatter(state, fragments(zero, stage, self._named), flats, self._optimizer)
+        if stage == 3:
+            for group in range(len(flats)):
+                zero._reassign_or_swap_out_partitioned_parameters(group)
+            zero._post_step(set())
+        elif stage:
+            zero.update_lp_params()
+        if self.precision == "fp16" and state.loss_scale is not None and zero.loss_scaler.dynamic:
+            scaler, saved = zero.loss_scaler, state.loss_scale
+            scaler.cur_scale, scaler.cur_iter = saved.scale, saved.iteration
+            scaler.last_overflow_iter, scaler.cur_hysteresis = saved.last_overflow, saved.hysteresis
+        self.global_step, self.skipped_steps, self._skipped_in_a_row = state.global_step, state.skipped_steps, state.skipped_in_a_row
+        self._engine.global_steps = state.global_step + state.skipped_steps
+        self._move_schedule(state.global_step)
+
+    def _move_schedule(self, step: int) -> None:
+        scheduler = self._scheduler
+        scheduler.last_epoch = step
+        rates = [base * factor(step) for base, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
+        for group, rate in zip(self._optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        scheduler._last_lr = rates
+
+    def _shapes(self) -> dict[str, torch.Size]:
+        # At stage 3 a parameter's own shape is that of what happens to be gathered.
+        return {name: getattr(p, "ds_shape", p.shape) for name, p in self._named.items()}
 
     def load_for_evaluation(self, tensors: Mapping[str, Tensor]) -> None:
         """Replace the trainable parameters in the model, not in the optimizer: no training step may follow."""
@@ -200,10 +272,29 @@ class TrainingEngine:
                 if parameter.numel():
                     parameter.copy_(tensors[name].to(parameter.device, parameter.dtype))
 
-    def _clip_at_stage0(self) -> None:
-        # DeepSpeed reports no gradient norm at stage 0 in fp32; the gradients are reduced by the time the optimizer steps.
-        limit = self._clip if self._clip > 0 else math.inf
-        self._stage0_norm = nn.utils.clip_grad_norm_(self._named.values(), limit)
+
+class _ClippingAdamW(AdamW):
+    """What DeepSpeed's optimizers do at the other stages and not at stage 0: report the gradient's norm, clip, and skip a step
+    whose gradient is not finite.
+
+    limit: of the global L2 norm; 0 never clips. norm: of the last step's gradient, before clipping. overflow: whether the last
+    step was skipped; DeepSpeed's engine looks for this name.
+    """
+
+    limit: float = 0.0
+    norm: Tensor | None = None
+    overflow: bool = False
+
+    def step(self, closure: Any = None) -> Any:
+        """Gradients are reduced by now, so every rank decides alike."""
+        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        self.norm = nn.utils.get_total_norm(gradients)
+        # The host waits for the norm, as in DeepSpeed's own stages: a poisoned update cannot be taken back.
+        self.overflow = not bool(torch.isfinite(self.norm))
+        if self.overflow:
+            return None
+        nn.utils.clip_grads_with_norm_([p for group in self.param_groups for p in group["params"]], self.limit or math.inf, self.norm)
+        return super().step(closure)
 
 
 def _check_groups(model: nn.Module, groups: Sequence[Mapping[str, Any]]) -> None:

@@ -1,6 +1,5 @@
 """Folders of PEFT's methods: what PEFT itself writes and reads, and beside it what builds the backbone with its head again."""
 
-import json
 import tempfile
 import warnings
 from collections.abc import Mapping
@@ -11,7 +10,6 @@ import safetensors.torch
 import torch
 from peft import PeftModel, get_peft_model_state_dict
 from peft.utils import ModulesToSaveWrapper
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -23,7 +21,10 @@ from adakron.backbone import is_inside
 from adakron.errors import CheckpointError
 from adakron.fingerprint import BackboneFingerprint, backbone_differences
 from adakron.peft.methods import ADAPTER_NAME, NAME_PREFIX, Attached, cast_buffers, named_tensors, quiet_peft
+from adakron.tensor_file import read_tensor_file
+from adakron.untrusted import UnreadableError, read_json, time_limit
 
+_MATCHING_SECONDS = 600.0
 _COPIES = ("original_module", "modules_to_save")
 
 
@@ -84,7 +85,7 @@ def read_backbone(folder: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{folder} holds no {path.name}: this trainer did not write it; load it with peft.PeftModel.from_pretrained")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         options = dict(content["model_options"])
         if "id2label" in options:
             # JSON has no integer keys.
@@ -97,8 +98,11 @@ def read_backbone(folder: str | Path) -> dict[str, Any]:
             "replaced": [str(name) for name in content["replaced"]],
             "backbone": None if saved is None else BackboneFingerprint.from_dict(saved),
         }
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+        reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+        raise CheckpointError(f"{path} is damaged: {reason}; restore it from where it came from") from error
 
 
 def check_backbone(
@@ -111,6 +115,21 @@ def check_backbone(
         report_differences(found, model, folder, saved["base_model"], allow_other_backbone=allow_other_backbone)
 
 
+def _check_settings(path: Path) -> None:
+    """CheckpointError where PEFT's own configuration is no such file, or would import a module that it names."""
+    try:
+        content = read_json(path)
+    except (OSError, UnreadableError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}; restore it from where it came from") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} must hold a JSON object, it holds a {type(content).__name__}")
+    named = [key for key in ("megatron_config", "auto_mapping") if content.get(key) is not None]
+    if named:
+        raise CheckpointError(
+            f"{path} sets {' and '.join(named)}, which lead PEFT to import modules by name; this trainer writes null there"
+        )
+
+
 @torch.no_grad()
 def load(model: PreTrainedModel, folder: str | Path, dtype: torch.dtype = torch.float32) -> PeftModel:
     """A freshly loaded backbone with a saved adapter and head, frozen and in evaluation mode.
@@ -119,16 +138,19 @@ def load(model: PreTrainedModel, folder: str | Path, dtype: torch.dtype = torch.
     Raises CheckpointError where PEFT cannot read the folder, or where tensors are missing or left over, which PEFT lets pass.
     """
     backbone = {id(tensor) for _, tensor in named_tensors(model)}
+    _check_settings(Path(folder) / CONFIG_FILE)
+    stored = set(read_tensor_file(Path(folder) / WEIGHTS_FILE))
     try:
-        stored = set(safetensors.torch.load_file(Path(folder) / WEIGHTS_FILE))
         with quiet_peft():
             warnings.filterwarnings("ignore", message="Found missing adapter keys")  # found below, with those left over
-            loaded = PeftModel.from_pretrained(model, str(folder))
+            with time_limit(_MATCHING_SECONDS, "loading it"):  # its regular expressions
+                loaded = PeftModel.from_pretrained(model, str(folder))
             expected = set(get_peft_model_state_dict(loaded, adapter_name=ADAPTER_NAME, save_embedding_layers=False))
             # Where LoRA trains all biases, PEFT lists those of both copies of the head, too.
             copies = [name for name, module in loaded.named_modules() if isinstance(module, ModulesToSaveWrapper)]
             expected = {name for name in expected if not is_inside(name, [f"{copy}.{part}" for copy in copies for part in _COPIES])}
-    except (SafetensorError, OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+    # PEFT believes its own files: what a tampered one leads to has no common base.
+    except Exception as error:
         raise CheckpointError(f"{folder} does not fit {type(model).__name__}: {' '.join(str(error).split())}") from error
     # A method whose settings cannot name whole modules has its head loaded in place.
     known = expected | loaded.state_dict().keys()

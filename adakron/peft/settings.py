@@ -173,7 +173,7 @@ def _fingerprint(model: PreTrainedModel) -> dict[str, Any] | None:
     try:
         return take_fingerprint(model).to_dict()
     except CheckpointError:
-        # On the meta device, or taken apart by ZeRO stage 3: training is possible all the same.
+        # On the meta device: training is possible all the same.
         return None
 
 

@@ -3,7 +3,6 @@
 import pickle
 import re
 import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -49,6 +48,8 @@ def read_tensors(file: Path) -> tuple[dict[str, Tensor], bool]:
 def _tensor_problem(tensor: Tensor) -> str:
     if tensor.layout != torch.strided or tensor.is_meta or tensor.is_nested:
         return "is no ordinary tensor"
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        return f"has shape {tuple(tensor.shape)} over {tensor.untyped_storage().nbytes():,} bytes, repeating them"
     return "" if tensor.isfinite().all() else "has values that are not finite"
 
 
@@ -77,8 +78,13 @@ def _check_archive(file: Path) -> None:
     if zipfile.is_zipfile(file):
         try:
             with zipfile.ZipFile(file) as archive:
+                packed = [entry.filename for entry in archive.infolist() if entry.compress_type != zipfile.ZIP_STORED]
+                if packed:
+                    raise CheckpointError(f"{file} holds compressed entries ({packed[0]}), which PyTorch does not write; fetch it again")
                 damaged = archive.testzip()
-        except (OSError, zipfile.BadZipFile, EOFError, NotImplementedError, zlib.error) as error:
+        except CheckpointError:
+            raise
+        except Exception as error:  # whatever the reader stumbled over
             raise CheckpointError(f"cannot read {file}, it is damaged: {reason_of(error)}") from error
     if damaged is not None:
         raise CheckpointError(f"{file} is damaged: the checksum of its entry {damaged} is wrong; fetch the file again")

@@ -4,6 +4,7 @@ The trainer knows no task and a task knows no loop. Everything a task does befor
 process group exists, and is the same on every rank.
 """
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,17 @@ class EncodedSplit:
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
+
+    def digest(self) -> str:
+        """SHA-256 of everything that training sees of the split, in its order."""
+        content = hashlib.sha256()
+        arrays = {**self.features, "offsets": self.offsets, "target_counts": self.target_counts}
+        if self.labels is not None:
+            arrays["labels"] = self.labels
+        for name, array in sorted(arrays.items()):
+            content.update(f"{name} {array.dtype} {array.shape}".encode())
+            content.update(np.ascontiguousarray(array).tobytes())
+        return content.hexdigest()
 
     @property
     def lengths(self) -> np.ndarray:

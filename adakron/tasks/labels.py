@@ -13,12 +13,16 @@ from typing import Any, Literal
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from adakron.tasks.sources import RawSplit
 
 Problem = Literal["classification", "regression"]
 LABEL = "label"
 """Name of the label column of a checked split (see `label_name`): int64 class indices or float64 numbers."""
+
+LONGEST_TEXT = 1_000_000
+"""Most characters of one text: a tokenizer takes a hundred bytes of memory for each, and a model reads the first few thousand."""
 
 _INTEGER = re.compile(r"[+-]?\d+")
 _MISSING = ("", "nan", "null")
@@ -185,6 +189,14 @@ def _texts(raw: RawSplit, column: str) -> tuple[pa.ChunkedArray | None, str | No
     if texts.null_count:
         row = texts.is_null().index(pa.scalar(True)).as_py()
         return None, f"{raw.source}, row {row}: {column} is null ({texts.null_count} in all); it must be text, which may be empty"
+    lengths = pc.utf8_length(texts.cast(pa.large_string()) if texts.type == pa.null() or mixed else texts)
+    longest = pc.max(lengths).as_py() or 0
+    if longest > LONGEST_TEXT:
+        row = pc.index(lengths, longest).as_py()
+        return None, (
+            f"{raw.source}, row {row}: {column} has {longest:,} characters; a text may have at most {LONGEST_TEXT:,} (split it, or"
+            " close the quote before it)"
+        )
     return texts, None
 
 

@@ -5,19 +5,21 @@ Files are read by the datasets library; what goes wrong there ends in a DataErro
 
 import contextlib
 import csv
-import io
+import glob
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import datasets
 
 from adakron.config import DataConfig
 from adakron.errors import DataError
+from adakron.tasks.text_files import check_file, check_table
+from adakron.untrusted import kind_of
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 GLUE_ON_HUB = "nyu-mll/glue"
@@ -25,6 +27,7 @@ MATCHED = "_matched"
 
 _BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 _LONGEST_INTEGER = 308  # digits; longer ones are beyond a float, which the JSON reader falls back to
+_TOO_DEEP = "lists and objects inside one another, too many to read"
 _FLAGS = {"train": "train_file", "validation": "validation_file", "test": "test_file"}
 
 
@@ -79,6 +82,10 @@ def load_raw_splits(data: DataConfig, splits: Sequence[str], hub_task: str | Non
 def _why_not_a_file(path: Path) -> str:
     if path.is_dir():
         return f"is a folder that holds {_listing(path)}; it must be a file"
+    if path.is_symlink():
+        return "is a link that leads to no file"
+    if path.exists():
+        return f"is {kind_of(path.stat().st_mode)}; it must be a regular file"
     if path.parent.is_dir():
         return f"does not exist; {path.parent} holds {_listing(path.parent)}"
     return f"does not exist, nor does the folder {path.parent}"
@@ -125,14 +132,16 @@ def _read(files: Sequence[Path]) -> datasets.Dataset:
     builder = _BUILDERS.get(path.suffix.lower())
     if builder is None:
         raise DataError(f"{path} has the ending {path.suffix!r}; it must be one of {', '.join(SUFFIXES)}")
-    if path.stat().st_size == 0:
-        raise DataError(f"{path} is empty; it must hold at least one example")
-    if builder != "parquet":
-        _check_utf8(path)  # the JSON reader lets some malformed bytes through
+    for file in files:
+        check_file(file, text=builder != "parquet")
     options = _csv_options(path) if builder == "csv" else {}
+    # The library reads names as patterns and addresses; a name that is neither stands for itself.
+    names = [glob.escape(str(file.absolute())) for file in files]
     try:
         with _quiet(), _cache_folder() as cache:
-            loaded = datasets.load_dataset(builder, data_files={"rows": [str(file) for file in files]}, split="rows", **cache, **options)
+            loaded = datasets.load_dataset(builder, data_files={"rows": names}, split="rows", **cache, **options)
+        if builder == "parquet":
+            loaded.data.table.validate(full=True)  # its texts are taken for UTF-8 unseen
     except Exception as error:  # the readers' errors (pyarrow, pandas, datasets) have no common base
         raise DataError(_diagnosis(path, error)) from error
     return loaded
@@ -171,80 +180,17 @@ def _csv_options(path: Path) -> dict[str, Any]:
     tsv = path.suffix.lower() == ".tsv"
     dialect: Mapping[str, Any] = {"delimiter": "\t" if tsv else ",", "quoting": csv.QUOTE_NONE if tsv else csv.QUOTE_MINIMAL}
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file, _cells_up_to(path.stat().st_size):
-            rows = csv.reader(file, **dialect)
-            header = next(rows, [])
-            _check_header(path, header)
-            first_line = rows.line_num + 1
-            _check_widths(path, ((row, rows.line_num) for row in rows), len(header), first_line)
+        header = check_table(path, dialect)
     except csv.Error as error:
         raise DataError(_diagnosis(path, error)) from error
     return {**dialect, "keep_default_na": False, "features": datasets.Features({name: datasets.Value("string") for name in header})}
 
 
-@contextlib.contextmanager
-def _cells_up_to(characters: int) -> Iterator[None]:
-    """Let the csv module read cells as long as the loader does; its own limit is 131,072 characters."""
-    before = csv.field_size_limit()
-    csv.field_size_limit(max(before, characters))
-    try:
-        yield
-    finally:
-        csv.field_size_limit(before)
-
-
-def _check_header(path: Path, header: Sequence[str]) -> None:
-    repeated = next((name for name in header if header.count(name) > 1), None)
-    if repeated is not None:
-        found = f"the column {repeated!r} twice"
-    elif not header:
-        found = "no header line"
-    elif "" in header:
-        found = f"no name for column {header.index('') + 1}"
-    else:
-        return
-    raise DataError(f"{path} has {found}; its first line must name every column once")
-
-
-def _check_widths(path: Path, rows: Iterable[tuple[list[str], int]], width: int, line: int) -> None:
-    """Refuse rows of another width than the header's: the loader would shift their cells to other columns, or make cells up.
-
-    rows: each with the number of its last line, for a quoted cell may hold line ends. line: the number of the first row's first.
-    """
-    first = None
-    bad = 0
-    for row, last_line in rows:
-        blank = not row or (len(row) == 1 and row[0].isspace())  # the loader skips these lines
-        if len(row) != width and not blank:
-            bad += 1
-            first = first or (line, len(row))
-        line = last_line + 1
-    if first:
-        line, fields = first
-        count = f" ({bad} such rows in all)" if bad > 1 else ""
-        remedy = "no cell may hold a tab" if path.suffix.lower() == ".tsv" else "quote cells that hold a comma, and close every quote"
-        raise DataError(
-            f"{path} line {line} has {fields} field{'' if fields == 1 else 's'}, the header has {width}{count}; "
-            f"every row must have as many as the header ({remedy})"
-        )
-
-
-def _check_utf8(path: Path) -> None:
-    content = path.read_bytes()
-    try:
-        content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line_start = content.rfind(b"\n", 0, error.start) + 1
-        line, byte = content.count(b"\n", 0, error.start) + 1, content[error.start]
-        raise DataError(
-            f"{path}, line {line}: byte {error.start - line_start + 1} ({byte:#04x}) is not UTF-8; convert the file to UTF-8"
-        ) from error
-
-
 def _diagnosis(path: Path, error: Exception) -> str:
     """Say where a file cannot be read: the readers report offsets into their own buffers."""
     if _BUILDERS[path.suffix.lower()] == "json":
-        problem = _json_problem(path.read_text(encoding="utf-8-sig"))
+        with path.open(encoding="utf-8-sig") as file:
+            problem = _json_problem(file)
         if problem:
             return f"{path}, {problem}"
     if "corresponds to no data" in str(error):
@@ -253,26 +199,33 @@ def _diagnosis(path: Path, error: Exception) -> str:
     return f"{path} cannot be read as {path.suffix[1:]}: {reason}"
 
 
-def _json_problem(text: str) -> str | None:
-    if text.lstrip().startswith("["):
-        try:
-            json.loads(text, parse_int=_json_integer)
-        except json.JSONDecodeError as error:
-            return f"line {error.lineno}: {error.msg} (column {error.colno}); it must be a JSON list of objects"
-        except ValueError as error:
-            return f"{error}; it must be a JSON list of objects"
-        return None
-    for number, line in enumerate(io.StringIO(text), start=1):
+def _json_problem(file: TextIO) -> str | None:
+    first = True
+    for number, line in enumerate(file, start=1):
         if not line.strip():
             continue
+        if first and line.lstrip().startswith("["):
+            return _json_list_problem(line + file.read(), number)
+        first = False
         try:
             row = json.loads(line, parse_int=_json_integer)
         except json.JSONDecodeError as error:
             return f"line {number}: {error.msg} (column {error.colno}); every line must be one JSON object"
-        except ValueError as error:
-            return f"line {number}: {error}"
+        except (ValueError, RecursionError) as error:
+            return f"line {number}: {_TOO_DEEP if isinstance(error, RecursionError) else error}; every line must be one JSON object"
         if not isinstance(row, dict):
             return f"line {number}: a JSON {type(row).__name__}, not an object; every line must be one JSON object"
+    return None
+
+
+def _json_list_problem(text: str, line: int) -> str | None:
+    """What is wrong with a list that starts on that line."""
+    try:
+        json.loads(text, parse_int=_json_integer)
+    except json.JSONDecodeError as error:
+        return f"line {line - 1 + error.lineno}: {error.msg} (column {error.colno}); it must be a JSON list of objects"
+    except (ValueError, RecursionError) as error:
+        return f"{_TOO_DEEP if isinstance(error, RecursionError) else error}; it must be a JSON list of objects"
     return None
 
 

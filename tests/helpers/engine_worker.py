@@ -25,7 +25,7 @@ from adakron.engine.engine import TrainingEngine
 from adakron.evaluator import Evaluator
 from adakron.metrics import MetricRecorder
 from adakron.trainer import Trainer
-from launch.program import run_program
+from launch.program import execute
 from tests.helpers.launch import ROOT
 from tests.helpers.problems import MATRIX, PAD, PROBLEMS, SEED, prepare
 
@@ -129,4 +129,4 @@ def main(arguments: Sequence[str], world: World) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run_program(main))
+    execute(main)

@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,22 +37,18 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def run(command: Sequence[str], *, cwd: Path = ROOT, env: Mapping[str, str] | None = None, timeout: float = 240) -> Finished:
-    """Run a command in a session of its own; whatever it started is killed with it. No network, two threads at most."""
-    environment = {
-        **{
-            key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-        },
-        "HF_HUB_OFFLINE": "1",
-        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-        **(env or {}),
-    }
-    process = subprocess.Popen(
+def start(command: Sequence[str], *, cwd: Path = ROOT, env: Mapping[str, str] | None = None) -> "subprocess.Popen[str]":
+    """Begin what `run` runs to its end. The caller kills the session, `os.killpg(process.pid, ...)`."""
+    environment = {**_environment(), **(env or {})}
+    return subprocess.Popen(
         list(command), cwd=cwd, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         start_new_session=True,
     )  # fmt: skip
+
+
+def run(command: Sequence[str], *, cwd: Path = ROOT, env: Mapping[str, str] | None = None, timeout: float = 240) -> Finished:
+    """Run a command in a session of its own; whatever it started is killed with it. No network, two threads at most."""
+    process = start(command, cwd=cwd, env=env)
     try:
         stdout, stderr = process.communicate(timeout=timeout)
     finally:
@@ -62,10 +58,60 @@ def run(command: Sequence[str], *, cwd: Path = ROOT, env: Mapping[str, str] | No
     return Finished(process.returncode, stdout, stderr)
 
 
+def _environment() -> dict[str, str]:
+    launcher = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    return {
+        **{key: value for key, value in os.environ.items() if key not in launcher},
+        "HF_HUB_OFFLINE": "1",
+        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+@dataclass
+class Rank:
+    """A rank that no launcher looks after."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def end(self, timeout: float) -> tuple[int, str]:
+        """Its exit code, which must come by itself within so many seconds, and what it said."""
+        return self.process.wait(timeout), self.log.read_text()
+
+
+@contextlib.contextmanager
+def ranks(arguments: Sequence[str], logs: Path, count: int = 2) -> Iterator[list[Rank]]:
+    """`python ARGUMENTS` once per rank, with the launcher's variables alone: what ends here ends by itself. None is left behind."""
+    logs.mkdir(exist_ok=True)
+    port = str(free_port())
+    started = []
+    try:
+        for rank in range(count):
+            variables = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+            environment = _environment() | variables | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            log = logs / f"rank{rank}.log"
+            with log.open("wb") as file:
+                process = subprocess.Popen(
+                    [sys.executable, *arguments], cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file
+                )
+            started.append(Rank(process, log))
+        yield started
+    finally:
+        for one in started:
+            one.process.kill()
+            one.process.wait()
+
+
 def deepspeed(program: str, *arguments: str, ranks: int = 1, **options: Any) -> Finished:
     """`deepspeed --num_accelerators N PROGRAM ARGUMENTS`, as users type it."""
-    command = [str(BIN / "deepspeed"), "--num_accelerators", str(ranks), "--master_port", str(free_port()), program, *arguments]
-    return run(command, **options)
+    return run(deepspeed_command(program, *arguments, ranks=ranks), **options)
+
+
+def deepspeed_command(program: str, *arguments: str, ranks: int = 1) -> list[str]:
+    """The words of `deepspeed --num_accelerators N PROGRAM ARGUMENTS`, on a port of its own."""
+    return [str(BIN / "deepspeed"), "--num_accelerators", str(ranks), "--master_port", str(free_port()), program, *arguments]
 
 
 def python(program: str, *arguments: str, **options: Any) -> Finished:

@@ -25,7 +25,7 @@ from adakron.engine import ds_config
 from adakron.engine.engine import TrainingEngine
 from adakron.peft import folders
 from adakron.peft.methods import Attached, attach
-from launch.program import run_program
+from launch.program import execute
 from tests.helpers.architectures import tiny_model
 from tests.helpers.launch import ROOT
 
@@ -158,4 +158,4 @@ def write_request(folder: Path, cases: Sequence[Case]) -> Path:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run_program(main))
+    execute(main)

@@ -8,8 +8,10 @@ import pytest
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 
+from adakron import run_folder
 from adakron.distributed import World
-from adakron.errors import AdaKronError
+from adakron.errors import AdaKronError, ConfigError
+from adakron.run_lock import LOCK_FILE, RunLock
 from launch import train
 from tests.helpers import tiny
 
@@ -92,3 +94,12 @@ def test_bad_input_is_one_clear_error(name, tmp_path, tiny_bert, tiny_data, monk
         train.main([*base, *prepare(folder, tiny_bert), *EXTRA.get(name, [])], World())
     assert not dist.is_initialized()
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_a_run_writes_is_refused_even_for_overwriting(tmp_path, tiny_bert, tiny_data):
+    run_folder.write_json(tmp_path / run_folder.RUN_FILE, {})
+    flags = ["--model_name_or_path", str(tiny_bert), "--task_name", "sst2", "--data_dir", str(tiny_data)]
+    with RunLock(tmp_path), pytest.raises(ConfigError, match="is being written by process"):
+        train.main([*flags, "--output_dir", str(tmp_path), "--overwrite_output_dir"], World())
+    assert not dist.is_initialized()
+    assert {path.name for path in tmp_path.iterdir()} == {run_folder.RUN_FILE, LOCK_FILE}

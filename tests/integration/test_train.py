@@ -9,6 +9,9 @@ from safetensors.numpy import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from adakron.config import AdapterConfig
+from adakron.manifest import MANIFEST_FILE
+from adakron.run_lock import check_unlocked
+from adakron.store import CheckpointStore
 from tests.helpers import tiny
 from tests.helpers.launch import BIN, ROOT, Finished, deepspeed, free_port, logged, python, results, run
 from tests.helpers.saved_runs import write_run
@@ -113,6 +116,12 @@ def test_the_best_adapter_is_kept_and_its_score_reported(finished_run):
     assert state["best_metric"] == max(evaluated.values()) == results(folder)["eval_accuracy"]
     kept = {int(path.name.split("-")[1]) for path in folder.glob("checkpoint-*")}
     assert kept == {state["best_step"], 3 * STEPS}
+    store = CheckpointStore(folder)
+    newest = store.newest_good()
+    assert newest.rejected == () and newest.checkpoint == store.latest == store.checkpoints()[-1]
+    manifest = json.loads((store.checkpoints()[-1].path / MANIFEST_FILE).read_text())
+    assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "trainer_state.json"} <= set(manifest["files"])
+    check_unlocked(folder)
 
 
 def test_the_run_ends_with_a_table_that_says_what_to_type(finished_run):

@@ -66,3 +66,28 @@ def test_a_folder_that_cannot_be_synced(number: int, harmless: bool, tmp_path: P
         with pytest.raises(OSError, match="Input/output error"), publish(tmp_path / "a.bin") as partial:
             partial.write_text("new")
     assert [path.name for path in tmp_path.iterdir()] == ["a.bin"]
+
+
+def test_a_tree_is_synced_whole_and_its_folders_after_their_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tree" / "inner").mkdir(parents=True)
+    (tmp_path / "tree" / "inner" / "a").write_text("1")
+    (tmp_path / "tree" / "b").write_text("12")
+    (tmp_path / "tree" / "link").symlink_to(tmp_path)
+    synced: list[Path] = []
+    monkeypatch.setattr(atomic.os, "fsync", lambda descriptor: synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}"))))
+    atomic.sync_tree(tmp_path / "tree")
+    tree = tmp_path / "tree"
+    assert sorted(synced) == sorted([tree, tree / "inner", tree / "inner" / "a", tree / "b"])
+    assert synced[-1] == tree and synced.index(tree / "inner" / "a") < synced.index(tree / "inner")
+
+
+def test_a_renamed_folder_is_synced_after_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "old").mkdir()
+    seen: list[tuple[Path, bool]] = []
+    monkeypatch.setattr(
+        atomic.os,
+        "fsync",
+        lambda descriptor: seen.append((Path(os.readlink(f"/proc/self/fd/{descriptor}")), (tmp_path / "new").is_dir())),
+    )
+    atomic.rename_folder(tmp_path / "old", tmp_path / "new")
+    assert seen == [(tmp_path, True)]

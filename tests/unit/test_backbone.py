@@ -322,3 +322,29 @@ def test_architecture_is_checked_without_weights(folder: Path) -> None:
         check_architecture(config, AdapterConfig(), auto_class="AutoModelForSeq2SeqLM", options={})
     with pytest.raises(ConfigError, match="not an AutoModel class"):
         check_architecture(config, AdapterConfig(), auto_class="BertModel", options={})
+
+
+class Entered:
+    """Stands for the partitioning: notes that it was entered."""
+
+    def __init__(self) -> None:
+        self.times = 0
+
+    def __enter__(self) -> None:
+        self.times += 1
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+def test_what_is_wrong_with_a_checkpoint_is_found_before_it_is_partitioned(folder: Path) -> None:
+    entered = Entered()
+    options = {"num_labels": 5}  # the checkpoint, if it has a head, has another
+    arguments = {"auto_class": "AutoModelForSequenceClassification", "options": options, "seed": 0}
+    whole = load_backbone(ModelConfig(model_name_or_path=str(folder)), **arguments)
+    apart = load_backbone(ModelConfig(model_name_or_path=str(folder)), **arguments, partitioned=entered)
+    assert entered.times == 1 and apart.new_parameters == whole.new_parameters and apart.new_parameters.missing
+    assert all(torch.equal(p, q) for p, q in zip(whole.model.parameters(), apart.model.parameters(), strict=True))
+    rewrite(folder, "model.safetensors", without="layer.1.output.dense")
+    with pytest.raises(ConfigError, match="2 parameters of the frozen part would be random"):
+        load_backbone(ModelConfig(model_name_or_path=str(folder)), **arguments, partitioned=entered)
+    assert entered.times == 1

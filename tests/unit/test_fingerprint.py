@@ -242,13 +242,13 @@ def test_quantised_weights_are_skipped(base_folder: Path, caplog: pytest.LogCapt
     assert backbone_differences(fingerprint, model)
 
 
-def test_partitioned_weights_have_no_fingerprint(base_folder: Path) -> None:
+def test_weights_without_values_have_no_fingerprint(base_folder: Path) -> None:
     model, _ = load(base_folder)
-    for parameter in model.parameters():
-        parameter.data = torch.empty(0)
-    with pytest.raises(CheckpointError, match=r"holds no values here \(shape \(0,\)\).*before deepspeed.initialize"):
-        take_fingerprint(model)
     with torch.device("meta"):
         meta = AutoModel.from_config(model.config)
-    with pytest.raises(CheckpointError, match="holds no values here"):
+    with pytest.raises(CheckpointError, match=r"holds no values here.*meta device"):
         take_fingerprint(meta)
+    for parameter in model.parameters():
+        parameter.data = torch.empty(0)
+    with pytest.raises(CheckpointError, match=r"holds no values here \(shape \(0,\)\)"):
+        take_fingerprint(model)

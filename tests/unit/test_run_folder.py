@@ -1,9 +1,12 @@
 import json
+import os
 
 import pytest
 
 from adakron import atomic, run_folder
 from adakron.errors import CheckpointError, ConfigError
+from adakron.run_lock import LOCK_FILE, RunLock
+from adakron.store import CheckpointStore
 
 
 def make_run(folder):
@@ -27,12 +30,23 @@ def test_a_run_is_never_overwritten_unasked(tmp_path):
 
 def test_overwriting_replaces_a_run_whole(tmp_path):
     make_run(tmp_path / "run")
+    run_folder.claim(tmp_path / "run", overwrite=True).release()
+    CheckpointStore(tmp_path / "run").write(7, lambda folder: (folder / "a").touch())
+    for leftover in (".checkpoint-8.staging", ".checkpoint-9.replaced", ".checkpoint-1.deleted"):
+        (tmp_path / "run" / leftover).mkdir()
+    (tmp_path / "run" / ".latest.77.partial").touch()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "run" / "checkpoint-2").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "run" / "checkpoint-6").write_text("no folder: mine")
     (tmp_path / "run" / "notes.md").write_text("mine")
+    for name in ("nonfinite-step3-rank0.safetensors", "nonfinite-step3-rank0-2.safetensors"):
+        (tmp_path / "run" / name).write_text("")
     (tmp_path / "run" / "data").mkdir()
     run_folder.check_free(tmp_path / "run", overwrite=True)
-    run_folder.claim(tmp_path / "run", overwrite=True)
+    run_folder.claim(tmp_path / "run", overwrite=True).release()
     # ... and nothing but the run.
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {run_folder.RUN_FILE, "notes.md", "data"}
+    left = {path.name for path in (tmp_path / "run").iterdir()}
+    assert left == {run_folder.RUN_FILE, LOCK_FILE, "notes.md", "data", "checkpoint-6"} and (tmp_path / "elsewhere").is_dir()
 
 
 def test_a_folder_of_somebody_else_is_not_deleted_even_when_asked(tmp_path):
@@ -72,15 +86,6 @@ def test_a_damaged_run_file_is_one_clear_error(tmp_path, content):
         run_folder.read_run(tmp_path)
 
 
-def test_pruning_keeps_the_newest_and_the_best(tmp_path):
-    for step in (5, 10, 15, 100):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-    run_folder.prune_checkpoints(tmp_path, keep=2, best_step=5)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-100", "checkpoint-15", "checkpoint-5"]
-    run_folder.prune_checkpoints(tmp_path, keep=None, best_step=None)
-    assert len(list(tmp_path.iterdir())) == 3
-
-
 def test_a_folder_taken_since_the_check_is_left_alone(tmp_path):
     run_folder.check_free(tmp_path / "run", overwrite=False)
     make_run(tmp_path / "run")  # another job was faster
@@ -90,5 +95,34 @@ def test_a_folder_taken_since_the_check_is_left_alone(tmp_path):
 
 
 def test_default_names_never_collide(tmp_path):
-    folders = [run_folder.claim_new(tmp_path / "runs" / "same-second") for _ in range(3)]
-    assert [folder.name for folder in folders] == ["same-second", "same-second-2", "same-second-3"]
+    claimed = [run_folder.claim_new(tmp_path / "runs" / "same-second") for _ in range(3)]
+    assert [folder.name for folder, _ in claimed] == ["same-second", "same-second-2", "same-second-3"]
+    for folder, lock in claimed:
+        with pytest.raises(ConfigError, match=f"being written by process {os.getpid()} on"):
+            run_folder.check_free(folder, overwrite=True)
+        lock.release()
+        run_folder.check_free(folder, overwrite=True)
+
+
+def test_a_removal_that_was_killed_is_taken_up_again(tmp_path, monkeypatch):
+    make_run(tmp_path / "run")
+    with monkeypatch.context() as killed:
+        killed.setattr(run_folder.shutil, "rmtree", lambda path: 1 // 0)
+        with pytest.raises(ZeroDivisionError):
+            run_folder.claim(tmp_path / "run", overwrite=True)
+    run_folder.claim(tmp_path / "run", overwrite=True).release()
+    assert not (tmp_path / "run" / "checkpoint-3").exists()
+
+
+def test_a_start_that_was_killed_after_locking_leaves_a_free_folder(tmp_path):
+    RunLock(tmp_path).release()
+    run_folder.claim(tmp_path, overwrite=False).release()
+
+
+def test_a_free_name_overwrites_nothing(tmp_path):
+    file = tmp_path / "step.bin"
+    names = []
+    for _ in range(3):
+        names.append(run_folder.free_name(file))
+        names[-1].write_text("")
+    assert [name.name for name in names] == ["step.bin", "step-2.bin", "step-3.bin"]

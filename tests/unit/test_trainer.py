@@ -9,18 +9,22 @@ import torch
 
 from adakron.config import TrainingConfig
 from adakron.data.sampler import GlobalBatchSampler
+from adakron.engine.state import KINDS, EngineState
 from adakron.errors import NumericalError
 from adakron.evaluator import Evaluator, evaluation_prefix
 from adakron.metrics import MetricRecorder
+from adakron.stopping import StopRequest
 from adakron.tasks.base import EncodedSplit
+from adakron.train_state import Snapshot
 from adakron.trainer import Trainer, greater_is_better, total_steps
 
 EXAMPLES = 10
 
 
 class CountingEngine:
-    """Takes steps without a model; those in `overflows` (by attempt) are skipped."""
+    """Takes steps without a model; those in `overflows` (by attempt) are skipped, as is one with a loss that is not finite."""
 
+    precision = "fp16"  # the one in which an overflow is ordinary
     device = torch.device("cpu")
     learning_rate = 1.0
     grad_norm = None
@@ -28,6 +32,7 @@ class CountingEngine:
 
     def __init__(self, overflows: tuple[int, ...] = ()):
         self.overflows = overflows
+        self.healthy = True
         self.attempts = self.global_step = self.skipped_steps = 0
         self.training = False
         self.modes: list[bool] = []
@@ -45,14 +50,26 @@ class CountingEngine:
 
     def backward(self, loss_sum: torch.Tensor, global_targets: int) -> None:
         assert global_targets > 0
+        self.healthy = self.healthy and bool(torch.isfinite(loss_sum))
 
     def step(self) -> bool:
         self.attempts += 1
-        if self.attempts in self.overflows:
+        healthy, self.healthy = self.healthy, True
+        if self.attempts in self.overflows or not healthy:
             self.skipped_steps += 1
             return False
         self.global_step += 1
         return True
+
+    def state(self) -> EngineState:
+        kinds = {kind: {"step": torch.tensor(float(self.global_step))} for kind in KINDS}
+        return EngineState(kinds, {"step": self.global_step}, self.global_step, self.skipped_steps)
+
+    def load_state(self, state: EngineState) -> None:
+        self.global_step, self.skipped_steps = state.global_step, state.skipped_steps
+
+    def trainable_parameters(self) -> dict[str, torch.nn.Parameter]:
+        return {}
 
     def trainable_tensors(self) -> dict[str, torch.Tensor]:
         return {"step": torch.tensor(self.global_step)}
@@ -95,12 +112,14 @@ def encoded(examples: int = EXAMPLES) -> EncodedSplit:
     )
 
 
-def build(training: TrainingConfig, engine: CountingEngine, task: CountingTask, saved: list[int], **options: Any) -> Trainer:
+def build(
+    training: TrainingConfig, engine: CountingEngine, task: CountingTask, saved: list[int], *, keep: Any = None, **options: Any
+) -> Trainer:
     sampler = GlobalBatchSampler(encoded().lengths, micro_batch=training.per_device_train_batch_size)
     evaluator = Evaluator(task, batch_size=4, pad_token_id=0, device=engine.device)  # type: ignore[arg-type]
     return Trainer(
         engine, task, sampler, encoded(), {"validation": encoded(5)}, training, evaluator=evaluator, recorder=MetricRecorder(),  # type: ignore[arg-type]
-        pad_token_id=0, save_checkpoint=lambda step, tensors, state: saved.append(step), **options,
+        pad_token_id=0, save_checkpoint=lambda snapshot: saved.append(snapshot.step if keep is None else keep(snapshot)), **options,
     )  # fmt: skip
 
 
@@ -196,8 +215,57 @@ def test_a_consistency_loss_is_weighed_and_reported_beside_the_loss():
     assert (result.loss, result.state.log_history[0]["consistency"]) == (2.0, 1.0)
 
 
+def stopping_at(number: int) -> Any:
+    """A boundary that asks to stop when it is passed for the number-th time."""
+    passed = iter(range(1, 10_000))
+
+    def boundary() -> None:
+        if next(passed) == number:
+            raise StopRequest("SIGTERM")
+
+    return boundary
+
+
+@pytest.mark.parametrize("at", range(2, 10))
+def test_wherever_a_run_stops_it_goes_on_as_if_it_had_not(at):
+    training = settings(eval_strategy="steps", eval_steps=2, save_strategy="no", load_best_model_at_end=True, logging_steps=4)
+    scores = (0.5, 0.9, 0.7)
+    undisturbed = build(training, CountingEngine(), CountingTask(scores), []).run()
+    snapshots: list[Snapshot] = []
+    boundary = stopping_at(at)
+    stopped = build(training, CountingEngine(), CountingTask(scores), [], keep=snapshots.append, boundary=boundary)
+    # The evaluator passes boundaries too: six steps and three evaluations of two batches are twelve.
+    stopped._evaluator._boundary = boundary
+    with pytest.raises(StopRequest):
+        stopped.run()
+    stopped.save()
+    stopped.save()
+    assert len(snapshots) == 1
+    left = scores[len([entry for entry in snapshots[0].train.log_history if "eval_accuracy" in entry]) :]
+    engine = CountingEngine()
+    resumed = build(training, engine, CountingTask(left), [])
+    resumed.resume(snapshots[0])
+    result = resumed.run()
+    assert engine.attempts == 6 - snapshots[0].step
+    assert int(result.tensors["step"]) == int(undisturbed.tensors["step"]) == 4
+    assert (result.loss, result.samples, result.tokens) == (undisturbed.loss, undisturbed.samples, undisturbed.tokens)
+    timeless = ("step", "epoch", "loss", "eval_accuracy")
+    kept = [[{key: entry[key] for key in timeless if key in entry} for entry in r.state.log_history] for r in (result, undisturbed)]
+    assert kept[0] == kept[1]
+    assert (result.state.best_step, result.state.best_metric) == (4, 0.9)
+
+
+def test_before_the_first_step_there_is_nothing_to_save():
+    saved: list[int] = []
+    trainer = build(settings(), CountingEngine(), CountingTask(), saved, boundary=stopping_at(1))
+    with pytest.raises(StopRequest):
+        trainer.run()
+    trainer.save()
+    assert saved == []
+
+
 def test_a_loss_that_is_no_number_ends_the_run():
-    with pytest.raises(NumericalError, match=r"became nan by step 1.*--learning_rate"):
+    with pytest.raises(NumericalError, match=r"step 1: the loss is nan on rank 0, .*examples 0, 2, 9, 1;.*--learning_rate"):
         build(settings(), CountingEngine(), CountingTask(loss_value=float("nan")), []).run()
 
 

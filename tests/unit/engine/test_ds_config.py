@@ -1,13 +1,20 @@
+import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
 
-from adakron.engine.ds_config import RunValues, parser_problem, read_json, resolve
+from adakron.engine.ds_config import RunValues, device_problem, offload_problem, parser_problem, read_json, resolve
 from adakron.errors import ConfigError
 
 SHIPPED = sorted((Path(__file__).resolve().parents[3] / "ds_configs").glob("*.json"))
 VALUES = RunValues(micro_batch=8, accumulation=2, world_size=4, max_grad_norm=0.5)
+
+
+PRECISIONS = ("fp32", "bf16", "fp16")
+BY_FLAG = ("zero2_offload", "zero3_offload", "zero3_nvme")
+"""Files whose precision the flags decide."""
 
 
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
@@ -15,7 +22,70 @@ def test_every_shipped_json_resolves(file):
     settings = resolve(read_json(str(file)), VALUES)
     assert "auto" not in json.dumps(settings.config)
     assert file.stem.startswith(f"zero{settings.stage}")
-    assert settings.precision == ("fp32" if "fp32" in file.stem else "fp16" if "fp16" in file.stem else "bf16")
+    expected = "fp32" if file.stem in BY_FLAG or "fp32" in file.stem else "fp16" if "fp16" in file.stem else "bf16"
+    assert settings.precision == expected
+
+
+def test_every_stage_is_shipped_in_every_precision_that_it_trains_in():
+    found = {(settings.stage, settings.precision) for settings in (resolve(read_json(str(file)), VALUES) for file in SHIPPED)}
+    assert found == {(0, "fp32")} | {(stage, precision) for stage in (1, 2, 3) for precision in PRECISIONS}
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_every_shipped_json_works_in_every_precision(file, precision):
+    source = read_json(str(file))
+    for name in ("bf16", "fp16"):
+        source[name] = source[name] | {"enabled": name == precision}
+    if source["zero_optimization"]["stage"] == 0 and precision != "fp32":
+        with pytest.raises(ConfigError, match=f"{precision} at ZeRO stage 0"):
+            resolve(source, VALUES)
+        return
+    settings = resolve(source, VALUES)
+    assert settings.precision == precision and parser_problem(settings.config) is None
+    # Never left to DeepSpeed: it clips at 1, and accumulates and reduces bf16 in bf16.
+    assert settings.config["gradient_clipping"] == (0.0 if settings.stage == 0 else 0.5)
+    if precision == "bf16":
+        assert settings.config["data_types"]["grad_accum_dtype"] == settings.config["communication_data_type"] == "fp32"
+
+
+@pytest.mark.parametrize("name", BY_FLAG)
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_flags_choose_the_precision_of_offload(name, precision):
+    file = next(file for file in SHIPPED if file.stem == name)
+    assert resolve(read_json(str(file)), dataclasses.replace(VALUES, **{precision: True})).precision == precision
+
+
+def nvme(path):
+    return resolve({"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme", "nvme_path": str(path)}}}, VALUES).config
+
+
+def test_nvme_needs_a_folder_and_asynchronous_io(tmp_path, monkeypatch):
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    monkeypatch.setattr(AsyncIOBuilder, "is_compatible", lambda self, verbose=False: False)
+    assert "libaio-dev" in offload_problem(nvme(tmp_path))
+    assert "nvme_path" in offload_problem(nvme(tmp_path / "missing"))
+    monkeypatch.setattr(AsyncIOBuilder, "is_compatible", lambda self, verbose=False: True)
+    assert offload_problem(nvme(tmp_path)) is None
+    assert offload_problem(resolve({"zero_optimization": {"stage": 2}}, VALUES).config) is None
+
+
+@pytest.mark.parametrize(
+    ("precision", "said"),
+    [
+        ("fp16", "fp16 is not supported on this cpu device; use bf16 .ds_configs/zero2.json."),
+        ("bf16", "bf16 is not supported"),
+        ("fp32", None),
+    ],
+)
+def test_a_precision_that_the_device_refuses_is_named(precision, said, monkeypatch):
+    from deepspeed.accelerator import get_accelerator
+
+    monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: False)
+    monkeypatch.setattr(get_accelerator(), "is_bf16_supported", lambda: False)
+    problem = device_problem(precision, "cpu")
+    assert problem is None if said is None else re.match(said, problem)
 
 
 def test_batch_geometry_and_silent_defaults_are_written_out():
@@ -77,11 +147,6 @@ def test_a_broken_file_is_one_clear_error(tmp_path, text):
         read_json(str(file))
 
 
-@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
-def test_deepspeed_accepts_what_resolve_makes_of_the_shipped_files(file):
-    assert parser_problem(resolve(read_json(str(file)), VALUES).config) is None
-
-
 @pytest.mark.parametrize(
     "section",
     [
@@ -94,3 +159,13 @@ def test_deepspeed_accepts_what_resolve_makes_of_the_shipped_files(file):
 )
 def test_what_deepspeeds_own_parser_refuses_is_found_before_the_run(section):
     assert parser_problem(resolve(section, VALUES).config)
+
+
+@pytest.mark.parametrize(
+    "section", [{"bf16": {"enabled": True, "check_grad_overflow": False}}, {"zero_optimization": {"stage": 2, "compute_grad_norm": False}}]
+)
+def test_a_gradient_that_is_not_finite_cannot_be_let_through(section):
+    with pytest.raises(ConfigError, match="not finite would be applied; remove it"):
+        resolve({"zero_optimization": {"stage": 2}} | section, VALUES)
+    resolved = resolve({"zero_optimization": {"stage": 2}, "bf16": {"enabled": True}}, VALUES)
+    assert resolved.config["bf16"]["check_grad_overflow"] is True

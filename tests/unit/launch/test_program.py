@@ -4,6 +4,7 @@ import pytest
 
 from adakron.errors import ConfigError
 from launch import program
+from tests.helpers.launch import run
 
 LAUNCHER = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
 
@@ -41,5 +42,31 @@ def test_a_broken_launcher_environment_is_an_error_too(monkeypatch, capsys):
 
 def test_success_is_0_and_other_exceptions_pass():
     assert program.run_program(lambda arguments, world: None) == 0
+    assert program.run_program(lambda arguments, world: 1) == 1
     with pytest.raises(ZeroDivisionError):
         program.run_program(lambda arguments, world: 1 // 0)  # type: ignore[func-returns-value]
+
+
+ENDING = """
+import atexit
+from launch.program import execute
+
+def main(arguments, world):
+    atexit.register(lambda: print("at exit"))
+    print("written")
+    {end}
+
+execute(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "said"),
+    [("pass", 0, ""), ("1 / 0", 1, "ZeroDivisionError"), ("raise SystemExit(3)", 3, ""), ("raise KeyboardInterrupt", 130, "interrupted")],
+)
+def test_a_process_ends_with_its_true_code_and_all_its_output(end, code, said):
+    finished = run([sys.executable, "-c", ENDING.format(end=end)])
+    assert finished.returncode == code, finished.output
+    assert finished.stdout == "written\nat exit\n"
+    assert said in finished.stderr
+    assert ("Traceback" in finished.stderr) is (code == 1)

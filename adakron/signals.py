@@ -1,0 +1,87 @@
+"""Signals that ask a run to stop. They only set a mark; the loop stops where all ranks can (`adakron.stopping`).
+
+Standard library only: a program listens before it imports what takes seconds.
+"""
+
+import contextlib
+import os
+import signal
+import socket
+import threading
+import time
+
+EXIT_STOPPED = 75
+"""Exit code of a run that was asked to stop and can go on later (EX_TEMPFAIL of sysexits.h)."""
+
+EXIT_INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+
+ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+SECOND_WITHIN = 3.0
+"""Two Ctrl-C within so many seconds: leave at once."""
+
+_ONE_KEYPRESS = 0.3
+"""A launcher may send on the Ctrl-C that the terminal already sent: what comes within so many seconds is one of them."""
+
+
+class SignalListener:
+    """Notes which signal asked to stop, from the moment `listen` is called.
+
+    A thread reads the numbers that Python's own C handler writes, so that a signal counts even while the main thread waits inside
+    a collective or a library. Until `defer` there is nothing to save and perhaps no peer to agree with: a signal ends the process
+    at once. Afterwards it sets `asked`, and only a second Ctrl-C ends the process.
+    """
+
+    def __init__(self) -> None:
+        self.asked: signal.Signals | None = None
+        self.started = time.monotonic()
+        self._deferred = False
+        self._last_interrupt: float | None = None
+
+    def listen(self) -> None:
+        """Start. Call it once, in the main thread."""
+        reader, writer = socket.socketpair()
+        writer.setblocking(False)
+        threading.Thread(target=self._watch, args=(reader, writer), daemon=True, name="signals").start()
+        signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        for number in ASKING:
+            signal.signal(number, lambda *_: None)  # the thread does the work; without a handler the process would end here
+
+    def defer(self) -> None:
+        """From now on a signal asks, and does not end the process."""
+        self._deferred = True
+
+    def _watch(self, reader: socket.socket, writer: socket.socket) -> None:
+        # `writer` is held here: were it collected, its number would go to another file.
+        while number := reader.recv(1):
+            if number[0] in ASKING:
+                self._note(signal.Signals(number[0]))
+
+    def _note(self, received: signal.Signals) -> None:
+        if not self._deferred:
+            leave(EXIT_STOPPED, f"stopped by {received.name} before training began; nothing was written")
+        now = time.monotonic()
+        if received == signal.SIGINT:
+            since = now - self._last_interrupt if self._last_interrupt is not None else None
+            if since is not None and _ONE_KEYPRESS < since <= SECOND_WITHIN:
+                leave(EXIT_INTERRUPTED, "interrupted twice: left at once; what checkpoints there are can be resumed from")
+            if since is None or since > SECOND_WITHIN:
+                self._last_interrupt = now
+        if self.asked is None:
+            self.asked = received
+            if os.environ.get("LOCAL_RANK", "0") == "0":
+                _say(f"{received.name}: stopping at the next step, with a checkpoint (Ctrl-C twice within 3 s leaves at once)")
+
+
+def leave(code: int, text: str) -> None:
+    """End this process now, without any clean-up: what it was writing is not visible yet."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        _say(text)
+    os._exit(code)
+
+
+def _say(text: str) -> None:
+    # A terminal or pipe that is gone must not cost the checkpoint.
+    with contextlib.suppress(OSError):
+        os.write(2, f"{text}\n".encode())

@@ -1,0 +1,40 @@
+"""Reading a safetensors file that anybody may have written."""
+
+from pathlib import Path
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from adakron.errors import CheckpointError
+
+_SHOWN = 8
+
+
+def read_tensor_file(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, on the CPU, by name.
+
+    Raises CheckpointError where it is no regular file (a pipe would be waited for), is damaged, or holds what no training leaves:
+    values that are no floating-point numbers, or not finite.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path} is no regular file; it must be a safetensors file (restore it from where it came from)")
+    try:
+        stored: dict[str, Tensor] = safetensors.torch.load_file(path)
+    # Beside its own errors the library passes on what torch says of a shape or type.
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError, RuntimeError, AttributeError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise CheckpointError(f"cannot read {path}: {reason}; the file is damaged, restore it from where it came from") from error
+    wrong = [f"{name} ({str(tensor.dtype).removeprefix('torch.')})" for name, tensor in stored.items() if not tensor.is_floating_point()]
+    if wrong:
+        raise CheckpointError(f"{path} holds {_some(wrong)}; adapters and heads are floating-point numbers")
+    # float32: some eight-bit types cannot be asked whether they are finite.
+    wrong = [name for name, tensor in stored.items() if not tensor.float().isfinite().all()]
+    if wrong:
+        raise CheckpointError(f"{path} holds values that are not finite, in {_some(wrong)}; a run that ended so is not worth loading")
+    return stored
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

@@ -1,0 +1,196 @@
+"""The checkpoints of a run: what is there, whether it is whole, and fewer of them.
+
+    python launch/checkpoints.py ls RUN [--json]
+    python launch/checkpoints.py verify RUN [--json]
+    python launch/checkpoints.py prune RUN --keep N [--dry_run]
+
+Exit code 0: done, and for verify: all are whole. 1: verify found a damaged checkpoint, or none at all. 2: an error, printed.
+ls and verify write nothing and may run beside the training; prune needs the run to be over. More: docs/checkpoints.md.
+"""
+
+import sys
+from pathlib import Path
+
+if Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().parent:
+    del sys.path[0]  # a script's folder comes first on the path: evaluate.py there would hide the package evaluate
+
+
+import argparse
+import contextlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from adakron.distributed import World
+from adakron.errors import CheckpointError, ConfigError
+from adakron.log import get_logger
+from adakron.run_folder import STATE_FILE
+from adakron.run_lock import RunLock
+from adakron.store import Checkpoint, CheckpointStore
+from launch.program import execute
+
+logger = get_logger(__name__)
+
+EXIT_DAMAGED = 1
+"""Exit code of verify where not every checkpoint is whole, as cmp and diff have it."""
+
+
+class _Parser(argparse.ArgumentParser):
+    # Not launch.arguments.Parser: that loads transformers, seconds for a listing.
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; --help lists every flag")
+
+
+@dataclass(frozen=True)
+class _Line:
+    """One checkpoint as it is shown. size: of all its files, in bytes. metric: what decides the best, and its value at this step."""
+
+    checkpoint: Checkpoint
+    size: int
+    metric: tuple[str, float] | None
+    marks: list[str]
+    problems: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        name, value = self.metric or (None, None)
+        return {
+            "step": self.checkpoint.step, "name": self.checkpoint.name, "bytes": self.size, "metric": name, "value": value,
+            "marks": self.marks, "good": not self.problems, "problems": list(self.problems),
+        }  # fmt: skip
+
+
+def main(arguments: Sequence[str], world: World) -> int:
+    """Run one of the three commands; its exit code."""
+    if world.world_size > 1:
+        raise ConfigError(f"this program runs in one process, and a launcher started {world.world_size}; start it with python")
+    options = _parser().parse_args(list(arguments))
+    folder = Path(options.run_folder)
+    if not folder.is_dir():
+        raise ConfigError(f"{folder} is no folder; name the output folder of a run")
+    store = CheckpointStore(folder)
+    if options.command == "prune":
+        _prune(folder, store, options.keep, options.dry_run)
+        return 0
+    lines = _examine(folder, store)
+    damaged = not lines or any(line.problems for line in lines)
+    if options.json:
+        print(json.dumps({"run": str(folder), "checkpoints": [line.to_dict() for line in lines]}, indent=2))
+    elif not lines:
+        print(f"{folder} holds no checkpoint")
+    else:
+        print(_table(lines) if options.command == "ls" else _report(lines))
+    return EXIT_DAMAGED if damaged and options.command == "verify" else 0
+
+
+def _parser() -> _Parser:
+    parser = _Parser(prog="checkpoints.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True)
+    ls = commands.add_parser("ls", help="List the checkpoints, oldest first, with what is wrong with the bad ones.", allow_abbrev=False)
+    verify = commands.add_parser("verify", help="Compare every byte with the manifests; exit code 1 on damage.", allow_abbrev=False)
+    prune = commands.add_parser("prune", help="Delete all but the newest good ones and the best.", allow_abbrev=False)
+    for command in (ls, verify, prune):
+        command.add_argument("run_folder", metavar="RUN", help="Output folder of a run.")
+    for command in (ls, verify):
+        command.add_argument("--json", action="store_true", help="Print JSON.")
+    prune.add_argument("--keep", type=int, required=True, metavar="N", help="Keep the newest N good ones, and the best.")
+    prune.add_argument("--dry_run", action="store_true", help="Only say what would be deleted.")
+    return parser
+
+
+def _examine(folder: Path, store: CheckpointStore) -> list[_Line]:
+    examined = list(store.examined())[::-1]
+    latest = store.latest
+    good = [one.checkpoint for one in examined if not one.problems]
+    try:
+        best = _best_step(folder, good[-1] if good else None)
+    except CheckpointError as error:
+        logger.warning("%s", error)
+        best = None
+    lines = []
+    for one in examined:
+        checkpoint = one.checkpoint
+        marks = ["latest"] * (latest == checkpoint) + ["best"] * (best == checkpoint.step)
+        metric = None if one.problems else _metric(_read_state(checkpoint.path), checkpoint.step)
+        lines.append(_Line(checkpoint, _size(checkpoint.path), metric, marks, one.problems))
+    return lines
+
+
+def _prune(folder: Path, store: CheckpointStore, keep: int, dry_run: bool) -> None:
+    # In a folder without checkpoints there is nothing to lock.
+    with contextlib.nullcontext() if dry_run or not store.checkpoints() else RunLock(folder):
+        best = _best_step(folder, store.newest_good().checkpoint)
+        gone = store.prunable(keep, best) if dry_run else store.prune(keep, best)
+    verb = "would delete" if dry_run else "deleted"
+    print("\n".join(f"{verb} {checkpoint.name}" for checkpoint in gone) or "nothing to delete")
+
+
+def _best_step(folder: Path, newest: Checkpoint | None) -> int | None:
+    """The step of the best evaluation: as the finished run says, else as its newest good checkpoint does."""
+    for place in (folder, *([newest.path] if newest else [])):
+        state = _read_state(place)
+        if state:
+            best = state.get("best_step")
+            return best if isinstance(best, int) else None
+    return None
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    file = folder / STATE_FILE
+    try:
+        state = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file} cannot be read ({error}): it says which checkpoint is the best; restore or delete it") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{file} holds no object: it says which checkpoint is the best; restore or delete it")
+    return state
+
+
+def _metric(state: dict[str, Any], step: int) -> tuple[str, float] | None:
+    name = f"eval_{state.get('metric_for_best_model')}"
+    values = [entry[name] for entry in state.get("log_history", []) if entry.get("step") == step and name in entry]
+    return (name, float(values[-1])) if values else None
+
+
+def _size(folder: Path) -> int:
+    size = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):  # the run is deleting it
+                size += os.lstat(os.path.join(place, name)).st_size
+    return size
+
+
+def _state(line: _Line) -> str:
+    if not line.problems:
+        return "good"
+    more = len(line.problems) - 1
+    return f"bad: {line.problems[0]}" + (f" (and {more} more)" if more else "")
+
+
+def _table(lines: Sequence[_Line]) -> str:
+    metric = next((line.metric[0] for line in lines if line.metric), "metric")
+    rows = [("step", "KiB", metric, "marks", "state")]
+    for line in lines:
+        value = f"{line.metric[1]:.4f}" if line.metric else "-"
+        rows.append((str(line.checkpoint.step), f"{line.size / 1024:,.0f}", value, ", ".join(line.marks) or "-", _state(line)))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    return "\n".join(
+        f"{step:>{widths[0]}}  {size:>{widths[1]}}  {value:>{widths[2]}}  {marks:<{widths[3]}}  {state}"
+        for step, size, value, marks, state in rows
+    )
+
+
+def _report(lines: Sequence[_Line]) -> str:
+    texts = []
+    for line in lines:
+        texts.append(f"{line.checkpoint.name}: " + ("good" if not line.problems else "bad"))
+        texts += [f"  - {problem}" for problem in line.problems]
+    return "\n".join(texts)
+
+
+if __name__ == "__main__":
+    execute(main)

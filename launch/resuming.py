@@ -1,0 +1,191 @@
+"""`--resume_from_checkpoint`: where a run goes on from, in which folder, and whether it is still the same run."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adakron import distributed, run_folder
+from adakron.checkpoint import STATE_FILE, SavedTraining, read_training_state
+from adakron.config import DATA_FILES, RunConfig
+from adakron.errors import CheckpointError, ConfigError
+from adakron.fingerprint import BackboneFingerprint
+from adakron.log import get_logger
+from adakron.manifest import verify
+from adakron.redaction import redact_values
+from adakron.tasks.base import EncodedSplit
+from launch.saving import newest_good
+
+logger = get_logger(__name__)
+
+AUTO = "auto"
+
+MAY_CHANGE: Mapping[str, frozenset[str]] = {
+    "training": frozenset({
+        "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "max_hours", "verify_batch_invariance", "do_train", "do_eval", "do_predict",
+        "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "gradient_checkpointing", "bf16",
+        "fp16", "logging_steps", "logging_dir", "eval_strategy", "eval_steps", "save_strategy", "save_steps", "save_total_limit",
+        "merge_experts", "disable_tqdm", "timeout_minutes", "on_nonfinite", "deterministic",
+    }),
+    # Where the same data and backbone lie now does not matter: their contents are compared.
+    "data": frozenset({*DATA_FILES, "max_predict_samples"}),
+    "model": frozenset({
+        "model_name_or_path", "tokenizer_name", "model_revision", "cache_dir", "trust_remote_code", "attn_implementation",
+    }),
+    "adapter": frozenset(),
+}  # fmt: skip
+"""Settings that a run may go on with otherwise: those that leave the training as it is, up to rounding and dropout's draws."""
+
+
+@dataclass(frozen=True)
+class Resumption:
+    """checkpoint: goes on from here; None where the run had none yet and begins again. saved: what it holds.
+
+    in_place: in the run's own folder. finished: that folder holds its results. run: what the run said of itself.
+    """
+
+    checkpoint: Path | None
+    saved: SavedTraining | None
+    in_place: bool
+    finished: bool
+    run: Mapping[str, Any]
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps that need not be taken again."""
+        return self.saved.snapshot.step if self.saved else 0
+
+
+def find(config: RunConfig) -> tuple[RunConfig, Resumption | None]:
+    """What resume_from_checkpoint names, and the configuration with the folder that the run goes on in; None: a fresh start.
+
+    Raises ConfigError or CheckpointError where nothing can be resumed there.
+    """
+    training = config.training
+    given = training.resume_from_checkpoint
+    if given is None:
+        return config, None
+    if given == AUTO:
+        assert training.output_dir, "TrainingConfig refuses auto without it"
+        home: Path | None = Path(training.output_dir)
+        if not (home / run_folder.RUN_FILE).is_file():  # type: ignore[operator]
+            return config, None
+        checkpoint = _newest(home)  # type: ignore[arg-type]
+    else:
+        checkpoint, home = _named(Path(given))
+    output = Path(training.output_dir) if training.output_dir else home
+    if output is None:
+        raise ConfigError(f"resume_from_checkpoint {given} lies in no run folder; name the folder to go on in (--output_dir)")
+    in_place = home is not None and output.resolve() == home.resolve()
+    if in_place and checkpoint is not None and given != AUTO:
+        newest = newest_good(output).checkpoint
+        if newest is not None and newest.resolve() != checkpoint.resolve():
+            raise ConfigError(
+                f"resume_from_checkpoint {given}: the run has a newer checkpoint, {newest.name}, which going on from an older one would"
+                " replace; name another folder to go on in (--output_dir), or the run folder to go on from the newest"
+            )
+    saved = read_training_state(checkpoint) if checkpoint else None
+    run = saved.run if saved else run_folder.read_run(output)
+    finished = in_place and (output / run_folder.ALL_RESULTS_FILE).is_file()
+    if checkpoint is None and not finished:
+        # Nothing is lost by beginning again in the same folder, once `check_same` knows it to be the same run's.
+        in_place = False
+        training = dataclasses.replace(training, resume_from_checkpoint=None, overwrite_output_dir=True)
+    else:
+        training = dataclasses.replace(training, output_dir=str(output))
+    return dataclasses.replace(config, training=training), Resumption(checkpoint, saved, in_place, finished, run)
+
+
+def _named(path: Path) -> tuple[Path, Path | None]:
+    """The checkpoint that a path means, and the run folder it lies in, where it does."""
+    if (path / STATE_FILE).is_file():
+        problems = verify(path)
+        if problems:
+            raise CheckpointError(
+                f"resume_from_checkpoint {path}: {'; '.join(problems)}; name another checkpoint, or the run folder for its newest good one"
+            )
+        parent = path.resolve().parent
+        return path, parent if (parent / run_folder.RUN_FILE).is_file() else None
+    if (path / run_folder.RUN_FILE).is_file():
+        checkpoint = _newest(path)
+        if checkpoint is not None:
+            return checkpoint, path
+        raise CheckpointError(f"resume_from_checkpoint {path}: the run has no checkpoint; start it anew with --overwrite_output_dir")
+    raise CheckpointError(
+        f"resume_from_checkpoint {path}: neither a run folder (no {run_folder.RUN_FILE}) nor one of its checkpoint-<step> folders (no"
+        f" {STATE_FILE}; the final folder of a run and checkpoints of older releases have none); name one, or {AUTO}"
+    )
+
+
+def _newest(folder: Path) -> Path | None:
+    found = newest_good(folder)
+    for path, reason in found.rejected.items():
+        logger.warning("%s is passed over: %s", path.name, reason)
+    if found.checkpoint is None and found.rejected:
+        raise CheckpointError(
+            f"{folder}: none of its {len(found.rejected)} checkpoints can be read; the newest: {next(iter(found.rejected.values()))}; start"
+            " anew with --overwrite_output_dir, or in another --output_dir"
+        )
+    return found.checkpoint
+
+
+def describe(
+    config: RunConfig, encoded: Mapping[str, EncodedSplit], backbone: BackboneFingerprint, *, global_batch: int, layout: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a run says of itself in its checkpoints. layout: ranks, stage, precision, for the reader only."""
+    data = {name: {"examples": len(split), "sha256": split.digest()} for name, split in encoded.items() if not name.startswith("test")}
+    content = {"config": config.to_dict(), "data": data, "backbone": backbone.to_dict(), "global_batch": global_batch, "layout": layout}
+    described: dict[str, Any] = json.loads(json.dumps(redact_values(content)))  # as it will be read back
+    return described
+
+
+def check_same(saved: Mapping[str, Any], now: Mapping[str, Any], source: str) -> None:
+    """Raise ConfigError naming everything that makes a run another one than the saved. saved, now: as `describe` has them.
+
+    saved may be a run.json, which knows the settings alone. source: where it is from.
+    """
+    problems = []
+    for group, may_change in MAY_CHANGE.items():
+        before = saved["config"].get(group, {})
+        for name, value in now["config"][group].items():
+            # A setting that an older release did not have was at its default.
+            if name not in may_change and name in before and before[name] != value:
+                problems.append(f"{name} was {before[name]!r}, it is {value!r} now; give --{name} as it was")
+    if "global_batch" in saved and saved["global_batch"] != now["global_batch"]:
+        problems.append(
+            f"a step took {saved['global_batch']} examples, it would take {now['global_batch']} now; keep micro-batch x accumulation x"
+            " processes (--per_device_train_batch_size, --gradient_accumulation_steps)"
+        )
+    for split, before in saved.get("data", {}).items():
+        here = now["data"].get(split)
+        if here is None or here == before:
+            continue
+        what = f"{before['examples']} examples, {here['examples']} now" if before["examples"] != here["examples"] else "other examples"
+        problems.append(f"the {split} data differ ({what}); give the data that it began with")
+    if "backbone" in saved:
+        problems += _backbone_problems(saved["backbone"], now["backbone"])
+    if problems:
+        raise ConfigError([f"{source} cannot be gone on with: {problem}" for problem in problems])
+
+
+def _backbone_problems(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    differing = [name for name, value in now.items() if before.get(name) != value]
+    return [f"the backbone differs in its {', '.join(differing).replace('_', ' ')}; give the one that it began with"] if differing else []
+
+
+def stopped_message(asked: str, step: int, total: int, folder: Path) -> str:
+    """What a run that was asked to stop says last."""
+    if not step:
+        return f"stopped by {asked} before the first step; nothing was saved"
+    return f"stopped by {asked} at step {step} of {total}; to go on, add --resume_from_checkpoint {folder}"
+
+
+def check_agreement(resumption: Resumption | None) -> None:
+    """Raise CheckpointError on all ranks unless all of them go on from the same step."""
+    steps = distributed.all_gather_object(resumption.step if resumption else None)
+    if len(set(steps)) > 1:
+        raise CheckpointError(
+            f"the processes would go on from different steps (by rank: {steps}); the run folder must be on storage that all hosts share"
+        )

@@ -1,0 +1,94 @@
+"""What a run saves: adapter folders, and checkpoints that training can go on from, written beside it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from adakron import distributed
+from adakron.checkpoint import BackgroundWriter, read_training_state, write_training_state
+from adakron.errors import CheckpointError
+from adakron.store import CHECKPOINT_PREFIX, CheckpointStore
+from adakron.tasks.base import Task
+from adakron.train_state import Snapshot
+from launch.attachment import Attachment
+
+
+@dataclass(frozen=True)
+class Found:
+    """The newest checkpoint that can be read, or None; and why newer ones cannot, by folder."""
+
+    checkpoint: Path | None
+    rejected: Mapping[Path, str]
+
+
+def newest_good(folder: Path) -> Found:
+    """Look through a run's checkpoints, newest first: whole, and with a training state."""
+    rejected: dict[Path, str] = {}
+    for one in CheckpointStore(folder).examined():
+        path = one.checkpoint.path
+        if one.problems:
+            rejected[path] = "; ".join(one.problems)
+            continue
+        try:
+            read_training_state(path)
+        except CheckpointError as error:
+            rejected[path] = str(error)
+        else:
+            return Found(path, rejected)
+    return Found(None, rejected)
+
+
+class Saver:
+    """Writes a run's folders. run: what must hold for a run that goes on from its checkpoints (`launch.resuming`)."""
+
+    def __init__(
+        self,
+        folder: Path,
+        attached: Attachment,
+        tokenizer: PreTrainedTokenizerBase,
+        task: Task,
+        *,
+        keep: int | None,
+        run: Mapping[str, Any],
+    ):
+        self._folder = folder
+        self._store = CheckpointStore(folder)
+        self._attached = attached
+        self._tokenizer = tokenizer
+        self._task = task
+        self._keep = keep
+        self._run = run
+        self._writer = BackgroundWriter()
+
+    def adapter(self, target: Path, trained: Mapping[str, Tensor], *, merge: bool = False) -> None:
+        """Adapter, head and tokenizer into an existing folder. Rank 0 only."""
+        options = self._task.model_options()
+        self._attached.folder.write(target, trained, auto_class=self._task.auto_class, model_options=options, merge=merge)
+        self._tokenizer.save_pretrained(target)
+
+    def checkpoint(self, snapshot: Snapshot) -> None:
+        """Begin to write checkpoint-<step>. All ranks together; CheckpointError on all where the one before failed."""
+        self.wait()
+        if distributed.rank() == 0:
+            self._writer.submit(f"{CHECKPOINT_PREFIX}{snapshot.step} of {self._folder}", lambda: self._write(snapshot))
+
+    def close(self) -> None:
+        """Let a write under way end, whatever ends the run: the folder's lock must outlast it. This rank alone."""
+        self._writer.close()
+
+    def wait(self) -> None:
+        """Wait until every checkpoint is written. All ranks together; CheckpointError on all where one failed."""
+        distributed.on_rank_0(self._writer.wait)
+
+    def _write(self, snapshot: Snapshot) -> None:
+        def fill(target: Path) -> None:
+            self.adapter(target, snapshot.engine.tensors["master"])
+            write_training_state(target, snapshot, self._run)
+
+        self._store.write(snapshot.step, fill)
+        if self._keep is not None:
+            self._store.prune(self._keep, snapshot.train.best_step)

@@ -1,0 +1,141 @@
+"""`launch/checkpoints.py`: what it shows, what it deletes, and its exit codes."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adakron.distributed import World
+from adakron.errors import CheckpointError, ConfigError
+from adakron.run_lock import LOCK_FILE, RunLock
+from adakron.store import CheckpointStore
+from launch import checkpoints
+from tests.helpers.launch import python
+
+SCORES = {10: 0.5, 20: 0.9, 30: 0.75}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    store = CheckpointStore(folder)
+    history: list[dict[str, Any]] = []
+    for step, score in SCORES.items():
+        history += [{"step": step, "loss": 0.3}, {"step": step, "eval_accuracy": score}]
+        best = max(done for done in SCORES if done <= step and SCORES[done] == max(SCORES[d] for d in SCORES if d <= step))
+        state = {"best_step": best, "metric_for_best_model": "accuracy", "log_history": history}
+
+        def fill(place: Path, state: dict[str, Any] = state) -> None:
+            (place / "trainer_state.json").write_text(json.dumps(state))
+            (place / "adapter_model.safetensors").write_bytes(b"x" * 101_800)
+
+        store.write(step, fill)
+    return folder
+
+
+def main(*arguments: str | Path) -> int:
+    return checkpoints.main([str(argument) for argument in arguments], World())
+
+
+def damage(run: Path, step: int) -> None:
+    os.truncate(run / f"checkpoint-{step}" / "adapter_model.safetensors", 100)
+
+
+def test_ls_shows_steps_scores_marks_and_damage(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    damage(run, 30)
+    assert main("ls", run) == 0
+    lines = [line.split(maxsplit=4) for line in capsys.readouterr().out.splitlines()]
+    assert lines == [
+        ["step", "KiB", "eval_accuracy", "marks", "state"],
+        ["10", "100", "0.5000", "-", "good"],
+        ["20", "100", "0.9000", "best", "good"],
+        ["30", "1", "-", "latest", "bad: adapter_model.safetensors has 100 bytes, and was written with 101,800"],
+    ]
+    assert [path.name for path in run.glob(".*")] == []
+
+
+def test_verify_tells_all_damage_by_its_exit_code(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main("verify", run) == 0
+    assert capsys.readouterr().out == "checkpoint-10: good\ncheckpoint-20: good\ncheckpoint-30: good\n"
+    damage(run, 20)
+    (run / "checkpoint-20" / "trainer_state.json").unlink()
+    assert main("verify", run) == 1
+    assert capsys.readouterr().out.splitlines()[1:4] == [
+        "checkpoint-20: bad",
+        "  - adapter_model.safetensors has 100 bytes, and was written with 101,800",
+        "  - trainer_state.json is missing",
+    ]
+
+
+def test_json_holds_the_same(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    damage(run, 10)
+    assert main("verify", run, "--json") == 1
+    verified = json.loads(capsys.readouterr().out)
+    assert main("ls", run, "--json") == 0
+    assert verified == json.loads(capsys.readouterr().out)
+    assert verified["checkpoints"][0]["problems"] == ["adapter_model.safetensors has 100 bytes, and was written with 101,800"]
+    size = sum(path.stat().st_size for path in (run / "checkpoint-30").iterdir())
+    assert verified["checkpoints"][2] == {
+        "step": 30, "name": "checkpoint-30", "bytes": size, "metric": "eval_accuracy", "value": 0.75, "marks": ["latest"], "good": True,
+        "problems": [],
+    }  # fmt: skip
+
+
+def test_a_run_without_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main("ls", tmp_path) == 0 and main("verify", tmp_path) == 1 and main("prune", tmp_path, "--keep", "1") == 0
+    assert capsys.readouterr().out == f"{tmp_path} holds no checkpoint\n" * 2 + "nothing to delete\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_prune_keeps_the_best_and_first_says_what_it_would_do(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main("prune", run, "--keep", "1", "--dry_run") == 0
+    assert capsys.readouterr().out == "would delete checkpoint-10\n"
+    assert len(list(run.glob("checkpoint-*"))) == 3 and not (run / LOCK_FILE).exists()
+    assert main("prune", run, "--keep", "1") == 0
+    assert capsys.readouterr().out == "deleted checkpoint-10\n"
+    assert sorted(path.name for path in run.glob("checkpoint-*")) == ["checkpoint-20", "checkpoint-30"]
+    # A finished run knows better which is best than its last checkpoint does.
+    (run / "trainer_state.json").write_text('{"best_step": 30}')
+    assert main("prune", run, "--keep", "1") == 0
+    assert [path.name for path in run.glob("checkpoint-*")] == ["checkpoint-30"]
+
+
+def test_prune_deletes_nothing_where_it_cannot_know(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with RunLock(run), pytest.raises(ConfigError, match="is being written by process"):
+        main("prune", run, "--keep", "1")
+    with pytest.raises(ConfigError, match="keep is 0"):
+        main("prune", run, "--keep", "0")
+    (run / "trainer_state.json").write_text("{")
+    with pytest.raises(CheckpointError, match="says which checkpoint is the best"):
+        main("prune", run, "--keep", "1")
+    assert len(list(run.glob("checkpoint-*"))) == 3
+    # ... but it hides nothing from a reader.
+    assert main("ls", run) == 0 and main("verify", run) == 0
+    assert "best" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "command"),
+        (("list",), "invalid choice: 'list'"),
+        (("ls", "none"), "none is no folder"),
+        (("prune", "."), "--keep"),
+        (("ls", ".", "--jsn"), "unrecognized arguments: --jsn"),
+        (("prune", ".", "--keep", "x"), "invalid int value"),
+    ],
+)
+def test_wrong_commands_are_one_error(arguments: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        main(*arguments)
+
+
+def test_the_program_itself(run: Path) -> None:
+    damage(run, 20)
+    finished = python("launch/checkpoints.py", "verify", str(run))
+    assert finished.returncode == 1 and "checkpoint-20: bad" in finished.stdout, finished.output
+    finished = python("launch/checkpoints.py", "verify", str(run / "none"))
+    assert finished.returncode == 2 and finished.stderr.startswith("error: "), finished.output

@@ -1,0 +1,50 @@
+import pytest
+import torch
+
+from adakron import quantization
+from adakron.config import AdapterConfig, DataConfig, ModelConfig, RunConfig, TrainingConfig
+from adakron.distributed import World
+from adakron.errors import ConfigError
+from launch.attachment import partitioning
+from launch.checks import resolve_deepspeed
+from tests.helpers.launch import ROOT
+
+
+def config(json_name: str, quantization: str | None = None, method: str = "adakron") -> RunConfig:
+    return RunConfig(
+        model=ModelConfig(quantization=quantization), adapter=AdapterConfig(method=method), data=DataConfig(), training=TrainingConfig(),
+        deepspeed=str(ROOT / "ds_configs" / f"{json_name}.json"),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("json_name", "kind", "device", "said"),
+    [
+        ("zero3_fp32", "8bit", "cpu", "8bit does not go with ZeRO-3.*zero2.json, or drop --quantization"),
+        ("zero3_fp32", "4bit", "cuda", "4bit does not go with ZeRO-3"),
+        ("zero2_fp32", "4bit", "cpu", "4bit is not for training on a CPU.*--quantization 8bit"),
+        ("zero2_fp32", "8bit", "cpu", None),
+        ("zero2_fp32", "4bit", "cuda", None),
+    ],
+)
+def test_quantisation_and_the_run(monkeypatch, json_name, kind, device, said):
+    monkeypatch.setattr(quantization, "is_bitsandbytes_available", lambda: True)
+    if said is None:
+        assert resolve_deepspeed(config(json_name, kind), World(), torch.device(device)).precision == "fp32"
+        return
+    with pytest.raises(ConfigError, match=said):
+        resolve_deepspeed(config(json_name, kind), World(), torch.device(device))
+
+
+@pytest.mark.parametrize(
+    ("json_name", "method", "expected"), [("zero3_fp32", "adakron", True), ("zero3_fp32", "lora", False), ("zero2_fp32", "adakron", False)]
+)
+def test_our_methods_are_loaded_in_parts_at_stage_3(json_name, method, expected):
+    run = config(json_name, method=method)
+    settings = resolve_deepspeed(run, World(), torch.device("cpu"))
+    assert (partitioning(run, settings, World(), torch.device("cpu")) is not None) is expected
+
+
+def test_nvme_is_refused_before_the_run():
+    with pytest.raises(ConfigError, match=r"zero3_nvme.json: \"zero_optimization.offload_param.nvme_path\" is '/local_nvme'"):
+        resolve_deepspeed(config("zero3_nvme"), World(), torch.device("cpu"))

@@ -1,0 +1,78 @@
+"""What a listener does with signals, in processes of their own."""
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from adakron.signals import EXIT_INTERRUPTED, EXIT_STOPPED
+from tests.helpers.launch import ROOT
+
+SCRIPT = """
+import sys, time
+from adakron.signals import SignalListener
+listener = SignalListener()
+listener.listen()
+if "defer" in sys.argv:
+    listener.defer()
+print("ready", flush=True)
+for _ in range(500):
+    time.sleep(0.01)
+print(listener.asked and listener.asked.name, flush=True)
+"""
+
+
+@contextmanager
+def listening(*words: str) -> Iterator["subprocess.Popen[str]"]:
+    command = [sys.executable, "-c", SCRIPT.replace("500", "120"), *words]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_at_first_a_signal_ends_the_process(number):
+    with listening() as process:
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=10)
+    assert process.returncode == EXIT_STOPPED
+    assert f"stopped by {number.name} before training began" in errors
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_later_it_asks(number):
+    with listening("defer") as process:
+        process.send_signal(number)
+        output, errors = process.communicate(timeout=10)
+    assert (process.returncode, output) == (0, f"{number.name}\n")
+    assert f"{number.name}: stopping at the next step" in errors
+
+
+@pytest.mark.parametrize(
+    ("numbers", "apart", "code"),
+    [
+        ((signal.SIGINT, signal.SIGINT), 0.5, EXIT_INTERRUPTED),
+        ((signal.SIGINT, signal.SIGINT), 0.05, 0),  # a terminal's and its launcher's, of one key
+        ((signal.SIGINT, signal.SIGINT, signal.SIGINT), 0.2, EXIT_INTERRUPTED),
+        ((signal.SIGTERM, signal.SIGTERM), 0.5, 0),  # Slurm sends two
+        ((signal.SIGINT, signal.SIGTERM), 0.5, 0),  # the terminal's, then the launcher's
+    ],
+)
+def test_only_a_second_interrupt_leaves_at_once(numbers, apart, code):
+    with listening("defer") as process:
+        for number in numbers:
+            process.send_signal(number)
+            time.sleep(apart)
+        output, _ = process.communicate(timeout=10)
+    assert process.returncode == code
+    if not code:
+        assert output == f"{numbers[0].name}\n"
