@@ -96,7 +96,7 @@ class Problem:
     """Data and training settings that the cases of one comparison share.
 
     examples: never a multiple of global_batch, so that every epoch ends with a short batch. steps: at least an epoch.
-    dropout: probability of every dropout of the backbone and head. model: folder of the backbone.
+    dropout: probability of every dropout of the backbone and head; 0 leaves the backbone its own. model: folder of the backbone.
     """
 
     examples: int
@@ -187,7 +187,7 @@ def prepare(folder: Path, name: str) -> tuple[TextTask, EncodedSplit, PreTrained
     )  # fmt: skip
     task = problem.task(data, problem.training())
     base = backbone.load_backbone(
-        ModelConfig(model_name_or_path=str(folder / problem.model), dropout=problem.dropout),
+        ModelConfig(model_name_or_path=str(folder / problem.model), dropout=problem.dropout or None),
         auto_class=task.auto_class, options=task.model_options(), seed=SEED, device_type="cpu",
     )  # fmt: skip
     # Weights of 0.02 suit a hidden size of 768. At 32 so little would reach the adapters that rounding would decide their steps.

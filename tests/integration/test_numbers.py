@@ -30,7 +30,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The problems of the engine's tests, with a backbone that has dropout."""
     folder = tmp_path_factory.mktemp("numbers")
     write_inputs(folder, PROBLEMS)
-    tiny.save_tiny_bert(folder / "model", dropout=0.1)
+    tiny.save_tiny_bert(folder / "bert", dropout=0.1)
     return folder
 
 
