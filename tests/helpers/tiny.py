@@ -63,11 +63,12 @@ def save_tiny_bert(folder: Path, *, dropout: float = 0.0, seed: int = 0, num_lay
 
 
 def save_tiny_gpt2(folder: Path) -> Path:
-    """A random GPT-2 with the same tokenizer."""
+    """A random GPT-2 without dropout, with the same tokenizer."""
     torch.manual_seed(0)
     config = GPT2Config(
-        vocab_size=len(SPECIAL + WORDS), n_embd=32, n_layer=2, n_head=4, n_positions=64, pad_token_id=0, bos_token_id=2, eos_token_id=3
-    )
+        vocab_size=len(SPECIAL + WORDS), n_embd=32, n_layer=2, n_head=4, n_positions=64, pad_token_id=0, bos_token_id=2, eos_token_id=3,
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+    )  # fmt: skip
     GPT2LMHeadModel(config).save_pretrained(folder)
     word_tokenizer().save_pretrained(folder)
     return folder
