@@ -11,11 +11,11 @@ from adakron.errors import CheckpointError
 _SHOWN = 8
 
 
-def read_tensor_file(path: str | Path) -> dict[str, Tensor]:
+def read_tensor_file(path: str | Path, *, integers: bool = False) -> dict[str, Tensor]:
     """The tensors of a safetensors file, on the CPU, by name.
 
     Raises CheckpointError where it is no regular file (a pipe would be waited for), is damaged, or holds what no training leaves:
-    values that are no floating-point numbers, or not finite.
+    values that are not finite, or no floating-point numbers unless integers allows them (indices of some of PEFT's methods).
     """
     path = Path(path)
     if not path.is_file():
@@ -27,10 +27,10 @@ def read_tensor_file(path: str | Path) -> dict[str, Tensor]:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise CheckpointError(f"cannot read {path}: {reason}; the file is damaged, restore it from where it came from") from error
     wrong = [f"{name} ({str(tensor.dtype).removeprefix('torch.')})" for name, tensor in stored.items() if not tensor.is_floating_point()]
-    if wrong:
+    if wrong and not integers:
         raise CheckpointError(f"{path} holds {_some(wrong)}; adapters and heads are floating-point numbers")
     # float32: some eight-bit types cannot be asked whether they are finite.
-    wrong = [name for name, tensor in stored.items() if not tensor.float().isfinite().all()]
+    wrong = [name for name, tensor in stored.items() if tensor.is_floating_point() and not tensor.float().isfinite().all()]
     if wrong:
         raise CheckpointError(f"{path} holds values that are not finite, in {_some(wrong)}; a run that ended so is not worth loading")
     return stored

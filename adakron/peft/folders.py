@@ -139,7 +139,7 @@ def load(model: PreTrainedModel, folder: str | Path, dtype: torch.dtype = torch.
     """
     backbone = {id(tensor) for _, tensor in named_tensors(model)}
     _check_settings(Path(folder) / CONFIG_FILE)
-    stored = set(read_tensor_file(Path(folder) / WEIGHTS_FILE))
+    stored = set(read_tensor_file(Path(folder) / WEIGHTS_FILE, integers=True))
     try:
         with quiet_peft():
             warnings.filterwarnings("ignore", message="Found missing adapter keys")  # found below, with those left over

@@ -350,7 +350,7 @@ def test_a_folder_is_read_again_or_says_what_is_wrong(tmp_path):
     with pytest.raises(CheckpointError, match=r"missing .*layer\.2"):
         folders.load(tiny_model("bert", num_hidden_layers=3), tmp_path)
     (tmp_path / "backbone.json").write_text("{}")
-    with pytest.raises(CheckpointError, match=r"backbone\.json is damaged: KeyError"):
+    with pytest.raises(CheckpointError, match=r"backbone\.json is damaged: it has no"):
         folders.read_backbone(tmp_path)
     (tmp_path / "backbone.json").unlink()
     with pytest.raises(CheckpointError, match=r"holds no backbone\.json"):
