@@ -16,7 +16,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from adakron.adapter_folder import AdapterFolder, read_adapter_config
 from adakron.adapter_io import check_backbone, fit_adapter
-from adakron.backbone import is_inside, model_class
+from adakron.architecture import model_class
+from adakron.backbone import is_inside
 from adakron.errors import CheckpointError, ConfigError
 from adakron.mixing import BankModule, Selection
 from adakron.models import cast_parameters, route_experts

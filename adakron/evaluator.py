@@ -6,10 +6,13 @@ import numpy as np
 import torch
 
 from adakron import distributed
+from adakron.config import TrainingConfig
 from adakron.data.sampler import evaluation_batches
 from adakron.errors import NumericalError
 from adakron.progress import progress_over
 from adakron.tasks.base import EncodedSplit, Forward, Task, to_device
+
+LOWER_IS_BETTER = ("loss", "mse", "mae", "perplexity")
 
 
 class Evaluator:
@@ -95,3 +98,13 @@ def _in_order(parts: list[tuple[np.ndarray, np.ndarray]], examples: int) -> np.n
     for indices, outputs in parts:
         ordered[indices] = outputs
     return ordered
+
+
+def best_metric_name(training: TrainingConfig, task: Task) -> str:
+    """The metric that decides what is best, without the prefix eval_."""
+    return (training.metric_for_best_model or task.metric_for_best).removeprefix("eval_")
+
+
+def greater_is_better(training: TrainingConfig, metric: str) -> bool:
+    """Whether a larger value of the metric is better."""
+    return metric not in LOWER_IS_BETTER if training.greater_is_better is None else training.greater_is_better

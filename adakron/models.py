@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from adakron.backbone import NewParameters, check_attention, head_modules, is_inside, load_config, model_class
+from adakron.architecture import check_attention, load_config, model_class
+from adakron.backbone import NewParameters, head_modules, is_inside
 from adakron.config import AdapterConfig, ModelConfig
 from adakron.errors import ConfigError
 from adakron.methods import METHODS

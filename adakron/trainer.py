@@ -13,7 +13,7 @@ from adakron.config import Interval, TrainingConfig
 from adakron.data.sampler import GlobalBatch, GlobalBatchSampler
 from adakron.engine.engine import TrainingEngine
 from adakron.errors import NumericalError
-from adakron.evaluator import Evaluator, evaluation_prefix
+from adakron.evaluator import Evaluator, best_metric_name, evaluation_prefix, greater_is_better
 from adakron.invariance import verify_batch_invariance
 from adakron.metrics import MetricRecorder, peak_memory_mib
 from adakron.nonfinite import Evidence, NonFiniteSteps
@@ -22,8 +22,6 @@ from adakron.progress import TrainingProgress
 from adakron.spikes import LossSpikes
 from adakron.tasks.base import EncodedSplit, Task
 from adakron.train_state import Due, RankState, Snapshot, Sums, TrainResult, TrainState, random_states, restore_rank, take
-
-LOWER_IS_BETTER = ("loss", "mse", "mae", "perplexity")
 
 SaveCheckpoint = Callable[[Snapshot], None]
 """Called on every rank, with equal snapshots; may return before anything is written."""
@@ -307,13 +305,3 @@ class Trainer:
             state=self._state,
             scores=scores,
         )
-
-
-def best_metric_name(training: TrainingConfig, task: Task) -> str:
-    """The metric that decides what is best, without the prefix eval_."""
-    return (training.metric_for_best_model or task.metric_for_best).removeprefix("eval_")
-
-
-def greater_is_better(training: TrainingConfig, metric: str) -> bool:
-    """Whether a larger value of the metric is better."""
-    return metric not in LOWER_IS_BETTER if training.greater_is_better is None else training.greater_is_better

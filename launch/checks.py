@@ -9,8 +9,8 @@ from adakron.distributed import World
 from adakron.engine import ds_config
 from adakron.engine.ds_config import DeepSpeedSettings
 from adakron.errors import ConfigError, DataError
+from adakron.evaluator import best_metric_name
 from adakron.tasks.base import Task
-from adakron.trainer import best_metric_name
 from launch.attachment import draws_noise
 
 

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from adakron.backbone import is_inside, load_config, model_class, resolve_backbone
+from adakron.architecture import load_config, model_class, resolve_backbone
+from adakron.backbone import is_inside
 from adakron.config import ModelConfig
 from adakron.errors import ConfigError
 from adakron.placement import some_of

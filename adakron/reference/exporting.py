@@ -10,7 +10,8 @@ from torch import Tensor
 
 from adakron.adapter_folder import AdapterFolder, read_adapter_config
 from adakron.adapter_io import read_adapter_tensors
-from adakron.backbone import is_inside, load_config
+from adakron.architecture import load_config
+from adakron.backbone import is_inside
 from adakron.config import ModelConfig
 from adakron.errors import ConfigError
 from adakron.placement import some_of

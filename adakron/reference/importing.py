@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from adakron.backbone import is_inside, load_config
+from adakron.architecture import load_config
+from adakron.backbone import is_inside
 from adakron.config import AdapterConfig, ModelConfig
 from adakron.errors import CheckpointError, ConfigError
 from adakron.models import adapt
@@ -143,7 +144,7 @@ def _method(layout: Layout, experts_in: tuple[str, ...]) -> str:
 def _model_options(
     file: Path, layout: Layout, stored: Mapping[str, Tensor], base: str, label_names: Sequence[str] | None
 ) -> dict[str, Any]:
-    """num_labels and the names, as `backbone.load_config` takes them."""
+    """num_labels and the names, as `architecture.load_config` takes them."""
     if layout.format == "nlg":
         if label_names is not None:
             raise ConfigError(f"--label_names belongs to classifiers, and {file} holds a language model; drop it")

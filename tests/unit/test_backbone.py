@@ -13,7 +13,8 @@ from torch import nn
 from transformers import AutoConfig
 
 from adakron import backbone, packaged
-from adakron.backbone import NewParameters, load_backbone, load_config, resolve_backbone
+from adakron.architecture import load_config, resolve_backbone
+from adakron.backbone import NewParameters, load_backbone
 from adakron.config import AdapterConfig, ModelConfig
 from adakron.errors import ConfigError
 from adakron.models import adapt, check_architecture

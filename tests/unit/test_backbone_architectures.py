@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
-from adakron.backbone import Backbone, load_backbone, position_limit
+from adakron.architecture import position_limit
+from adakron.backbone import Backbone, load_backbone
 from adakron.config import AdapterConfig, ModelConfig
 from adakron.errors import ConfigError
 from adakron.models import adapt, check_architecture

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from adakron import quantization
-from adakron.backbone import load_backbone, load_config
+from adakron.architecture import load_config
+from adakron.backbone import load_backbone
 from adakron.config import AdapterConfig, DataConfig, ModelConfig, RunConfig, TrainingConfig
 from adakron.errors import ConfigError
 from adakron.quantization import quantization_config
