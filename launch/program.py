@@ -3,7 +3,9 @@
 import atexit
 import contextlib
 import os
+import signal
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
@@ -21,6 +23,9 @@ from launch.messages import explained, paragraph
 
 EXIT_ERROR = 2
 """Exit code of an error that the user can mend."""
+
+SPEAKER_SECONDS = 10.0
+"""How long the silent ranks of a host wait for the one that says an error of all."""
 
 EXIT_UNEXPECTED = 1
 """Exit code of an unexpected exception, as Python has it. A rank that lost another one leaves with `distributed.EXIT_LOST_RANK`."""
@@ -50,7 +55,7 @@ def execute(main: Callable[[Sequence[str], World], int | None]) -> NoReturn:
 def run_program(main: Callable[[Sequence[str], World], int | None]) -> int:
     """Run a program's main with the command line and this process's place; the exit code: what main returns, None being 0.
 
-    An error is printed once per host: all ranks of a host see the same files and flags.
+    An error is printed once per host, where the launcher ends the other ranks: all ranks of a host see the same files and flags.
     """
     quiet_libraries()
     try:
@@ -76,8 +81,9 @@ def run_program(main: Callable[[Sequence[str], World], int | None]) -> int:
         if reason is None:
             raise
         # What one rank's disk or memory refused, another's may not have.
-        if of_this_host or world.local_rank == 0:
-            print(paragraph(reason), file=sys.stderr, flush=True)
+        if not of_this_host and world.local_rank > 0:
+            _let_the_speaker_speak()
+        print(paragraph(reason), file=sys.stderr, flush=True)
         return code
     except KeyboardInterrupt:
         if world.local_rank == 0:
@@ -85,6 +91,16 @@ def run_program(main: Callable[[Sequence[str], World], int | None]) -> int:
         return EXIT_INTERRUPTED
     finally:
         distributed.leave_group()
+
+
+def _let_the_speaker_speak() -> None:
+    """Wait, on the ranks of a host that are silent, for the one that says the same error.
+
+    A launcher ends the others as soon as one leaves, and this one may be the first, while the speaker still reads the input. The
+    speaker's end then ends this one; where it does not come, the error is not the speaker's, and this rank says it.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the launcher's; there is nothing left to stop
+    time.sleep(SPEAKER_SECONDS)
 
 
 def quiet_libraries() -> None:

@@ -182,7 +182,11 @@ def check_checkpointing(model_type: str, settings: Settings) -> None:
     again, twice = run()
     # A head alone needs no gradient of the layers; whether they run again is then a question of cost.
     assert once > 0 and (twice == 2 * once or settings.get("method") == "head"), (once, twice)
-    assert stored.keys() == again.keys() and all(torch.equal(stored[name], again[name]) for name in stored)
+    assert stored.keys() == again.keys()
+    # Rounding, and no more: without its cache a decoder takes other kernels, which on some processors round otherwise.
+    scale = max(float(gradient.abs().max()) for gradient in stored.values())
+    for name, gradient in stored.items():
+        assert float((again[name] - gradient).abs().max()) <= 1e-5 * scale, name
 
 
 def check_generation(model_type: str, settings: Settings) -> None:

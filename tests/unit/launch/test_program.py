@@ -4,7 +4,7 @@ import pytest
 
 from adakron.errors import ConfigError
 from launch import program
-from tests.helpers.launch import run
+from tests.helpers.launch import deepspeed, run
 
 LAUNCHER = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
 
@@ -26,12 +26,35 @@ def test_an_error_is_one_paragraph_and_code_2(capsys):
     assert capsys.readouterr().err == "error: 2 problems\n  - first\n  - second\n"
 
 
-@pytest.mark.parametrize(("local_rank", "printed"), [("0", True), ("1", False)])
-def test_one_rank_of_a_host_speaks_for_all(local_rank, printed, monkeypatch, capsys):
-    for name, value in (LAUNCHER | {"LOCAL_RANK": local_rank}).items():
+def test_a_silent_rank_waits_for_the_one_that_speaks_and_speaks_itself_where_that_does_not_come(monkeypatch, capsys):
+    for name, value in (LAUNCHER | {"LOCAL_RANK": "1"}).items():
         monkeypatch.setenv(name, value)
+    waited = []
+    monkeypatch.setattr(program.time, "sleep", waited.append)
+    monkeypatch.setattr(program.signal, "signal", lambda *_: None)
     assert program.run_program(failing) == 2
-    assert ("first" in capsys.readouterr().err) is printed
+    assert waited == [program.SPEAKER_SECONDS]
+    assert "first" in capsys.readouterr().err
+
+
+SLOW_SPEAKER = """
+import time
+from adakron.errors import ConfigError
+from launch.program import execute
+
+def main(arguments, world):
+    time.sleep(0 if world.rank else 4)
+    raise ConfigError("wrong")
+
+execute(main)
+"""
+
+
+def test_an_error_of_all_ranks_is_said_once_even_where_the_speaker_is_slow(tmp_path):
+    (tmp_path / "program.py").write_text(SLOW_SPEAKER)
+    finished = deepspeed(str(tmp_path / "program.py"), ranks=2)
+    assert finished.returncode == 2, finished.output
+    assert finished.stderr.count("error: wrong") == 1, finished.output
 
 
 def test_a_broken_launcher_environment_is_an_error_too(monkeypatch, capsys):
