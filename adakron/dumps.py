@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from adakron.atomic import publish
 from adakron.errors import CheckpointError
 from adakron.passes import ForwardPass
 from adakron.tasks.base import Batch
+from adakron.untrusted import UnreadableError, parse_json
 
 _KEY = "adakron_step"
 _FORMAT = 1
@@ -61,7 +62,8 @@ def write_dump(dump: StepDump, file: Path) -> None:
         "run": dict(dump.run),
     }
     with publish(file) as partial:
-        save_file(tensors, partial, metadata={_KEY: json.dumps(content)})
+        # Not the library's own writing: it makes an error of its own kind of a full disk.
+        partial.write_bytes(save(tensors, metadata={_KEY: json.dumps(content)}))
 
 
 def _place(place: ForwardPass) -> dict[str, Any]:
@@ -71,14 +73,24 @@ def _place(place: ForwardPass) -> dict[str, Any]:
 
 def read_dump(file: str | Path) -> StepDump:
     """The inverse of `write_dump`. Raises CheckpointError where the file is no such thing."""
+    what = f"{file} is not a step that a run wrote down (nonfinite-step*.safetensors)"
+    if not Path(file).is_file():  # a pipe would be waited for
+        raise CheckpointError(f"{what}: there is no such file")
     try:
         with safe_open(file, "pt") as opened:
-            content = json.loads((opened.metadata() or {})[_KEY])
+            if _KEY not in (opened.metadata() or {}):
+                raise CheckpointError(f"{what}: it says nothing of a step")
+            content = parse_json(opened.metadata()[_KEY])
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise CheckpointError(f"{file} is not a step that a run wrote down (nonfinite-step*.safetensors): {error}") from error
-    if content.get("format") != _FORMAT:
-        raise CheckpointError(f"{file}: format is {content.get('format')!r}, this release reads {_FORMAT}; use the one that wrote it")
+        if not isinstance(content, dict) or content.get("format") != _FORMAT:
+            written = content.get("format") if isinstance(content, dict) else content
+            raise CheckpointError(f"{file}: format is {written!r}, this release reads {_FORMAT}; use the one that wrote it")
+        return _dump(content, tensors)
+    except (OSError, SafetensorError, UnreadableError, KeyError, ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{what}: {type(error).__name__} {error}") from error
+
+
+def _dump(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> StepDump:
     parameters = {name.removeprefix("parameter."): tensor for name, tensor in tensors.items() if name.startswith("parameter.")}
     batches = [
         {name.removeprefix(f"batch.{index}."): tensor for name, tensor in tensors.items() if name.startswith(f"batch.{index}.")}

@@ -21,8 +21,8 @@ _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = (
     # https://user:password@host
     (re.compile(r"(?<=://)[^/\s'\"@]+@"), f"{HIDDEN}@"),
     (re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9+/._~=-]{8,}"), rf"\1 {HIDDEN}"),
-    # --hf_token=..., "api_key": "...", HF_TOKEN=..., ?token=...
-    (re.compile(rf"(?i)(?<![a-z])((?:[a-z0-9]+[-_.])*{_NAME}[\"']?\s*[=:]\s*)(\"[^\"]*\"|'[^']*'|[^\s,;&\"'}}\])]+)"), rf"\1{HIDDEN}"),
+    # --hf_token=..., "api_key": "...", HF_TOKEN=..., ?token=...; what stands before the name is not looked at: that took quadratic time.
+    (re.compile(rf"(?i)(?<![a-z])({_NAME}[\"']?\s*[=:]\s*)(\"[^\"]*\"|'[^']*'|[^\s,;&\"'}}\])]+)"), rf"\1{HIDDEN}"),
 )
 
 

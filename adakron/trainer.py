@@ -1,6 +1,7 @@
 """The training loop. It knows an engine and a task, and neither a model nor an adapter."""
 
 import contextlib
+import dataclasses
 import itertools
 import math
 import time
@@ -79,7 +80,7 @@ class Trainer:
         self._progress = TrainingProgress(self._total, training.disable_tqdm)
         self._sums = Sums()
         self._due = Due()
-        self._saved_step = 0
+        self._saved: tuple[int, Due] | None = None
         self._started: float | None = None
 
     @property
@@ -92,15 +93,16 @@ class Trainer:
         """Optimizer steps of the whole run."""
         return self._total
 
-    def resume(self, snapshot: Snapshot) -> None:
+    def resume(self, snapshot: Snapshot, *, saved: bool = True) -> None:
         """Go on from a snapshot of the same run, whatever its stage, precision and number of ranks. All ranks together, before `run`.
 
+        saved: whether the run that goes on can find this snapshot again where it saves; else a stop saves even this step.
         Raises CheckpointError where its parameters are not those that train here.
         """
         self._engine.load_state(snapshot.engine)
         self._state, self._sums, self._due = take(snapshot.train, snapshot.sums, snapshot.due)
         self._best, self._best_scores, self._last_scores = snapshot.best, snapshot.best_scores, snapshot.last_scores
-        self._saved_step = snapshot.step
+        self._saved = (snapshot.step, dataclasses.replace(self._due)) if saved else None
         self._progress.advance(snapshot.step)
         rank, ranks = distributed.rank(), distributed.world_size()
         unlogged, spikes = restore_rank(snapshot, rank, ranks, self._training.seed, self._engine.device)
@@ -274,7 +276,7 @@ class Trainer:
     def save(self) -> None:
         """Hand over a checkpoint of this step, unless there is one or no step was taken. All ranks together, at a boundary."""
         step = self._engine.global_step
-        if step == self._saved_step:
+        if not step or self._saved == (step, self._due):
             return
         self._stop_clock()
         self._state.global_step, self._state.skipped_steps = step, self._engine.skipped_steps
@@ -283,7 +285,7 @@ class Trainer:
         ranks = distributed.all_gather_object(mine)
         train, sums, due = take(self._state, self._sums, self._due)
         self._save_checkpoint(Snapshot(self._engine.state(), train, sums, due, self._best, self._best_scores, self._last_scores, ranks))
-        self._saved_step = step
+        self._saved = (step, due)
 
     def _finish(self) -> TrainResult:
         self._stop_clock()

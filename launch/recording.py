@@ -55,7 +55,7 @@ def claim_folder(config: RunConfig, settings: DeepSpeedSettings, held: contextli
         folder = Path(str(training.output_dir))
         lock = RunLock(folder)
         before = run_folder.read_run(folder)
-        went_on = {"step": resumed_at, "command": sys.argv, **run_folder.environment()}
+        went_on = {"step": resumed_at, "precision": settings.precision, "command": redact_arguments(sys.argv), **run_folder.environment()}
         began = {"command": before.get("command"), "resumed": [*before.get("resumed", []), went_on]}
     elif training.output_dir:
         folder = Path(training.output_dir)

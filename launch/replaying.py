@@ -23,6 +23,7 @@ from adakron.weights import DTYPES
 from launch.arguments import Parser, add_launcher_flags
 from launch.attachment import Attachment, attach
 from launch.recording import last_good_checkpoint
+from launch.saved_run import check_trust
 
 
 class RunEvidence:
@@ -57,6 +58,7 @@ def run_replay(arguments: Sequence[str], world: World) -> None:
     parser = Parser((), "Compute a step again that was not finite.")
     parser.add_argument("--replay", required=True, help="A file nonfinite-step<step>-rank<rank>.safetensors of a run.")
     parser.add_argument("--model_name_or_path", help="Where the run's backbone is now, if it moved.")
+    parser.add_argument("--trust_remote_code", action="store_true", help="Let the backbone run code of its own, as the run did.")
     add_launcher_flags(parser)
     options = parser.parse(arguments)
     if world.world_size > 1:
@@ -68,6 +70,7 @@ def run_replay(arguments: Sequence[str], world: World) -> None:
         auto_class, model_options = dump.run["auto_class"], dict(dump.run["model_options"])
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{options.replay} does not fit this version: {error}") from error
+    check_trust(config.model, options.replay, options.trust_remote_code)
     if "id2label" in model_options:
         model_options["id2label"] = {int(label): name for label, name in model_options["id2label"].items()}  # JSON has no integer keys
     if config.training.deterministic:

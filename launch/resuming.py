@@ -183,6 +183,22 @@ def stopped_message(asked: str, step: int, total: int, folder: Path) -> str:
     return f"stopped by {asked} at step {step} of {total}; to go on, add --resume_from_checkpoint {folder}"
 
 
+def stopped_early_message(asked: str) -> str:
+    """What a run says that was asked to stop before it began."""
+    return f"stopped by {asked} before training began; nothing was written (if max_hours stopped it, give more)"
+
+
+def described_start(resumption: Resumption, layout: Mapping[str, Any]) -> str:
+    """One line: from which checkpoint the run goes on, and what of its layout is another one now."""
+    if resumption.checkpoint is None:
+        return "the run has no checkpoint yet: it begins anew"
+    before = resumption.run.get("layout", {})
+    changed = [
+        f"{name.replace('_', ' ')} {before[name]} -> {now}" for name, now in layout.items() if name in before and before[name] != now
+    ]
+    return f"goes on from {resumption.checkpoint} (step {resumption.step})" + "".join(f"; {change}" for change in changed)
+
+
 def check_agreement(resumption: Resumption | None) -> None:
     """Raise CheckpointError on all ranks unless all of them go on from the same step."""
     steps = distributed.all_gather_object(resumption.step if resumption else None)

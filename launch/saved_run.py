@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from adakron import adapter_folder, backbone, distributed, models, run_folder
-from adakron.config import DATA_FILES, DataConfig, RunConfig
+from adakron.config import DATA_FILES, DataConfig, ModelConfig, RunConfig
 from adakron.distributed import World
 from adakron.errors import CheckpointError, ConfigError
 from adakron.evaluator import Evaluator
@@ -91,14 +91,19 @@ def read_settings(options: argparse.Namespace, folder: Path, needs_data: bool = 
     model_config = saved.model
     if options.model_name_or_path:
         model_config = dataclasses.replace(model_config, model_name_or_path=options.model_name_or_path)
-    if model_config.trust_remote_code and not options.trust_remote_code:
-        raise CheckpointError(
-            f"{home / run_folder.RUN_FILE} says that the backbone {model_config.model_name_or_path} runs code of its own, and a file cannot"
-            " ask for that; give --trust_remote_code, if you trust where both come from"
-        )
+    check_trust(model_config, home / run_folder.RUN_FILE, options.trust_remote_code)
     config = dataclasses.replace(saved, data=dataclasses.replace(saved.data, **given), model=model_config)
     _check_finished(folder)
     return config, precision
+
+
+def check_trust(model: ModelConfig, source: str | Path, trusted: bool) -> None:
+    """CheckpointError where a file says that the backbone's own code is to be run, and no flag does. source: the file."""
+    if model.trust_remote_code and not trusted:
+        raise CheckpointError(
+            f"{source} says that the backbone {model.model_name_or_path} runs code of its own, and a file cannot ask for that; give"
+            " --trust_remote_code, if you trust where both come from"
+        )
 
 
 def eval_batch_size(options: argparse.Namespace, config: RunConfig) -> int:

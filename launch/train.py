@@ -129,9 +129,14 @@ def _run(arguments: Sequence[str], world: World, held: contextlib.ExitStack) -> 
 
     distributed.form_group(world, device, timedelta(minutes=config.training.timeout_minutes))
     agreement = StopAgreement(LISTENER, config.training.max_hours)
-    agreement.now()
     LISTENER.defer()
+    try:
+        agreement.now()
+    except StopRequest as stop:
+        raise StopRequest(resuming.stopped_early_message(str(stop))) from None
     resuming.check_agreement(resumption)
+    if resumption is not None:
+        logger.info("%s", resuming.described_start(resumption, layout))
     logger.info(
         "%s on %d x %s, ZeRO-%d, %s: %s trainable of %s parameters (adapters %s in %d layers, head %s, backbone %s)",
         config.adapter.method, world.world_size, device.type, settings.stage, settings.precision, f"{report.trainable:,}",
@@ -180,7 +185,7 @@ def _run(arguments: Sequence[str], world: World, held: contextlib.ExitStack) -> 
         boundary=agreement.boundary,
     )
     if resumption is not None and resumption.saved is not None:
-        trainer.resume(resumption.saved.snapshot)
+        trainer.resume(resumption.saved.snapshot, saved=in_place)
     try:
         with contextlib.closing(recorder):  # what a run that fails last measured is what one wants to see
             result = trainer.run()

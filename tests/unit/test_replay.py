@@ -1,4 +1,7 @@
 import json
+import os
+import resource
+import signal
 
 import numpy as np
 import pytest
@@ -46,10 +49,27 @@ def test_a_dump_comes_back_as_it_was(tmp_path):
 def test_another_file_is_one_clear_error(tmp_path):
     for name, metadata in (("plain", None), ("future", {"adakron_step": json.dumps({"format": 9})})):
         save_file({"x": torch.zeros(1)}, tmp_path / name, metadata=metadata)
+    for name, content in (("list", [1]), ("short", {"format": 1}), ("places", {"format": 1, "places": 3})):
+        save_file({"x": torch.zeros(1)}, tmp_path / name, metadata={"adakron_step": json.dumps(content)})
     (tmp_path / "text").write_text("no tensors")
-    for name, said in (("plain", "not a step"), ("text", "not a step"), ("none", "not a step"), ("future", "format is 9")):
+    os.mkfifo(tmp_path / "pipe")
+    others = [(name, "not a step") for name in ("plain", "text", "none", "short", "places", "pipe")]
+    for name, said in (*others, ("future", "format is 9"), ("list", r"format is \[1\]")):
         with pytest.raises(CheckpointError, match=said):
             read_dump(tmp_path / name)
+
+
+def test_a_full_disk_leaves_no_file_and_an_error_of_the_system(tmp_path):
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limit[1]))
+    try:
+        with pytest.raises(OSError, match="large"):
+            write_dump(dump([1.0, 2.0], parameters={"a": torch.zeros(10_000)}), tmp_path / "dump")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert list(tmp_path.iterdir()) == []
 
 
 def model() -> nn.Sequential:

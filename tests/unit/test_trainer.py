@@ -255,6 +255,23 @@ def test_wherever_a_run_stops_it_goes_on_as_if_it_had_not(at):
     assert (result.state.best_step, result.state.best_metric) == (4, 0.9)
 
 
+@pytest.mark.parametrize(("saved", "kept"), [(True, 0), (False, 1)])
+def test_a_stop_before_the_next_step_saves_where_the_checkpoint_is_not(saved, kept):
+    training = settings(eval_strategy="no", save_strategy="no")
+    first: list[Snapshot] = []
+    stopped = build(training, CountingEngine(), CountingTask(), [], keep=first.append, boundary=stopping_at(3))
+    with pytest.raises(StopRequest):
+        stopped.run()
+    stopped.save()
+    again: list[Snapshot] = []
+    resumed = build(training, CountingEngine(), CountingTask(), [], keep=again.append, boundary=stopping_at(1))
+    resumed.resume(first[0], saved=saved)
+    with pytest.raises(StopRequest):
+        resumed.run()
+    resumed.save()
+    assert [snapshot.step for snapshot in again] == [2] * kept
+
+
 def test_before_the_first_step_there_is_nothing_to_save():
     saved: list[int] = []
     trainer = build(settings(), CountingEngine(), CountingTask(), saved, boundary=stopping_at(1))
