@@ -4,6 +4,7 @@ The engine never applies such a step (`TrainingEngine.step`), so the parameters 
 step computed again, with an eye on every micro-batch and every trained parameter.
 """
 
+import contextlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from adakron import distributed
 from adakron.data.sampler import GlobalBatch
 from adakron.dumps import StepDump
 from adakron.engine.engine import TrainingEngine
-from adakron.errors import NumericalError
+from adakron.errors import CheckpointError, NumericalError
 from adakron.log import get_logger
 from adakron.passes import StepLosses, StepPasses
 
@@ -86,7 +87,11 @@ class NonFiniteSteps:
         if self._policy == "raise":
             raise NumericalError(f"{text}; or go on without such steps: --on_nonfinite skip")
         # The gradient computed again is in the engine, which skips it again and forgets it; or finds it finite, and right.
-        if self._engine.step():
+        try:
+            applied = self._engine.step(again=True)
+        except NumericalError as error:
+            raise NumericalError(f"{text}; {error}") from error
+        if applied:
             _warn("%s; finite when computed again, and applied", text)
             return again
         self.skipped += 1
@@ -115,11 +120,17 @@ class NonFiniteSteps:
         seen = "; ".join([*map(str, findings[:4]), *more]) or "loss or gradient were not finite, but no micro-batch's are, computed again"
         said = [f"step {number}: {seen}"]
         if self._evidence is not None:
-            checkpoint = distributed.on_rank_0(self._evidence.last_good)
+            checkpoint = distributed.on_rank_0(self._last_good)
             said.append(f"the last good checkpoint is {checkpoint}" if checkpoint else "the run has saved no checkpoint yet")
             said += [f"written down in {file} (launch/train.py --replay FILE)" for file in files if file][:4]
         said.append("lower --learning_rate, or clip with --max_grad_norm 1")
         return "; ".join(said), losses
+
+    def _last_good(self) -> Path | None:
+        assert self._evidence is not None
+        with contextlib.suppress(CheckpointError):  # a folder that cannot be read must not hide what went wrong
+            return self._evidence.last_good()
+        return None
 
     def _compute_again(self, batch: GlobalBatch) -> tuple[Finding, StepLosses]:
         """The step's forward and backward passes once more, one micro-batch after the other, each looked at."""

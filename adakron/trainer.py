@@ -81,6 +81,7 @@ class Trainer:
         self._sums = Sums()
         self._due = Due()
         self._saved: tuple[int, Due] | None = None
+        self._last: Snapshot | None = None  # of the last step, once the best one's parameters stand in the model
         self._started: float | None = None
 
     @property
@@ -279,19 +280,24 @@ class Trainer:
         if not step or self._saved == (step, self._due):
             return
         self._stop_clock()
-        self._state.global_step, self._state.skipped_steps = step, self._engine.skipped_steps
+        snapshot = self._last or self._snapshot()
+        self._save_checkpoint(snapshot)
+        self._saved = (step, snapshot.due)
+
+    def _snapshot(self) -> Snapshot:
+        self._state.global_step, self._state.skipped_steps = self._engine.global_step, self._engine.skipped_steps
         self._state.nonfinite_steps = self._nonfinite.skipped
         mine = RankState(random_states(self._engine.device), self._recorder.unlogged(), self._spikes.state())
         ranks = distributed.all_gather_object(mine)
         train, sums, due = take(self._state, self._sums, self._due)
-        self._save_checkpoint(Snapshot(self._engine.state(), train, sums, due, self._best, self._best_scores, self._last_scores, ranks))
-        self._saved = (step, due)
+        return Snapshot(self._engine.state(), train, sums, due, self._best, self._best_scores, self._last_scores, ranks)
 
     def _finish(self) -> TrainResult:
         self._stop_clock()
         self._progress.close()
         scores = None
         if self._best is not None:
+            self._last = self._snapshot()
             self._engine.load_for_evaluation(self._best)
             scores = self._best_scores
         elif self._last_scores is not None and self._last_scores[0] == self._total:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from adakron import adapter_folder, run_folder
 from adakron.config import DATA_FILES, RunConfig
 from adakron.engine.ds_config import DeepSpeedSettings
+from adakron.errors import CheckpointError
 from adakron.metrics import JsonLinesSink, TensorBoardSink
 from adakron.redaction import redact_arguments, redact_values
 from adakron.run_lock import RunLock
@@ -53,17 +54,23 @@ def claim_folder(config: RunConfig, settings: DeepSpeedSettings, held: contextli
     began: dict[str, Any] = {}
     if resumed_at is not None:
         folder = Path(str(training.output_dir))
-        lock = RunLock(folder)
+        held.enter_context(RunLock(folder))
+        newest = CheckpointStore(folder).newest_good().checkpoint
+        if newest is not None and newest.step > resumed_at:
+            raise CheckpointError(
+                f"{folder} went on to step {newest.step} after this run had read step {resumed_at}: another run wrote there; start again"
+                " to go on from there"
+            )
         before = run_folder.read_run(folder)
         went_on = {"step": resumed_at, "precision": settings.precision, "command": redact_arguments(sys.argv), **run_folder.environment()}
         began = {"command": before.get("command"), "resumed": [*before.get("resumed", []), went_on]}
     elif training.output_dir:
         folder = Path(training.output_dir)
-        lock = run_folder.claim(folder, training.overwrite_output_dir)
+        held.enter_context(run_folder.claim(folder, training.overwrite_output_dir))
     else:
         name = f"{config.data.task_name}-{config.adapter.method}-seed{training.seed}-{datetime.now():%Y%m%d-%H%M%S}"
         folder, lock = run_folder.claim_new(DEFAULT_PARENT / name)
-    held.enter_context(lock)
+        held.enter_context(lock)
     record = {
         "config": config.to_dict(),
         "precision": settings.precision,

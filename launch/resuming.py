@@ -15,6 +15,7 @@ from adakron.fingerprint import BackboneFingerprint
 from adakron.log import get_logger
 from adakron.manifest import verify
 from adakron.redaction import redact_values
+from adakron.store import CheckpointStore
 from adakron.tasks.base import EncodedSplit
 from launch.saving import newest_good
 
@@ -73,6 +74,10 @@ def find(config: RunConfig) -> tuple[RunConfig, Resumption | None]:
         home: Path | None = Path(training.output_dir)
         if not (home / run_folder.RUN_FILE).is_file():  # type: ignore[operator]
             return config, None
+        if not (home / run_folder.RUN_FILE).stat().st_size and not CheckpointStore(home).checkpoints():  # type: ignore
+            # A run that was killed while it took the folder: it has said nothing of itself.
+            fresh = dataclasses.replace(training, resume_from_checkpoint=None, overwrite_output_dir=True)
+            return dataclasses.replace(config, training=fresh), None
         checkpoint = _newest(home)  # type: ignore[arg-type]
     else:
         checkpoint, home = _named(Path(given))

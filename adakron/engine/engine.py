@@ -171,11 +171,12 @@ class TrainingEngine:
                 # As behind a backward pass of its own: the next forward pass starts a new walk through the partitioned modules.
                 self._engine.optimizer._get_param_coordinator().reset_step()
 
-    def step(self) -> bool:
+    def step(self, *, again: bool = False) -> bool:
         """Reduce, clip, update, advance the schedule. False, on all ranks, where the gradient is not finite: the step was then
         skipped, and parameters, optimizer and schedule are as before.
 
-        Raises NumericalError where that happens again and again.
+        again: the gradient is that of a step that was skipped and counted already.
+        Raises NumericalError where steps are skipped again and again.
         """
         try:
             self._engine.step()
@@ -187,7 +188,7 @@ class TrainingEngine:
         if applied:
             self.global_step += 1
             self._skipped_in_a_row = 0
-        else:
+        elif not again:
             self.skipped_steps += 1
             self._skipped_in_a_row += 1
             if self._skipped_in_a_row >= MOST_SKIPS_IN_A_ROW:

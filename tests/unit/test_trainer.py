@@ -52,7 +52,7 @@ class CountingEngine:
         assert global_targets > 0
         self.healthy = self.healthy and bool(torch.isfinite(loss_sum))
 
-    def step(self) -> bool:
+    def step(self, *, again: bool = False) -> bool:
         self.attempts += 1
         healthy, self.healthy = self.healthy, True
         if self.attempts in self.overflows or not healthy:
@@ -270,6 +270,18 @@ def test_a_stop_before_the_next_step_saves_where_the_checkpoint_is_not(saved, ke
         resumed.run()
     resumed.save()
     assert [snapshot.step for snapshot in again] == [2] * kept
+
+
+def test_a_stop_after_the_best_is_loaded_saves_the_last_step():
+    training = settings(eval_strategy="steps", eval_steps=2, save_strategy="no", load_best_model_at_end=True)
+    kept: list[Snapshot] = []
+    engine = CountingEngine()
+    trainer = build(training, engine, CountingTask((0.5, 0.9, 0.7)), [], keep=kept.append)
+    result = trainer.run()
+    assert int(result.tensors["step"]) == 4
+    engine.state = lambda: None  # type: ignore[method-assign]  # at stage 0 it would now hold the best parameters
+    trainer.save()
+    assert [int(snapshot.engine.tensors["master"]["step"]) for snapshot in kept] == [6]
 
 
 def test_before_the_first_step_there_is_nothing_to_save():

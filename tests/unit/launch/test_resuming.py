@@ -1,10 +1,15 @@
+import contextlib
 from pathlib import Path
 
 import pytest
 
-from adakron.config import ModelConfig
+from adakron import run_folder
+from adakron.config import AdapterConfig, DataConfig, ModelConfig, RunConfig, TrainingConfig
+from adakron.engine.ds_config import DeepSpeedSettings
 from adakron.errors import CheckpointError
-from launch.resuming import Resumption, described_start, stopped_early_message
+from adakron.store import CheckpointStore
+from launch.recording import claim_folder
+from launch.resuming import Resumption, described_start, find, stopped_early_message
 from launch.saved_run import check_trust
 
 
@@ -27,3 +32,28 @@ def test_a_file_cannot_ask_for_foreign_code():
         check_trust(asking, "dump.safetensors", trusted=False)
     check_trust(asking, "dump.safetensors", trusted=True)
     check_trust(ModelConfig(), "dump.safetensors", trusted=False)
+
+
+def config_of(folder: Path) -> RunConfig:
+    training = TrainingConfig(output_dir=str(folder), resume_from_checkpoint="auto")
+    return RunConfig(model=ModelConfig(), adapter=AdapterConfig(), data=DataConfig(), training=training, deepspeed="x.json")
+
+
+def test_a_folder_whose_run_was_killed_while_it_took_it_is_begun_anew(tmp_path):
+    run_folder.claim(tmp_path / "run", overwrite=False).release()
+    config, resumption = find(config_of(tmp_path / "run"))
+    assert resumption is None
+    assert (config.training.overwrite_output_dir, config.training.resume_from_checkpoint) == (True, None)
+    run_folder.claim(tmp_path / "run", overwrite=True).release()
+
+
+def test_a_run_that_went_on_meanwhile_is_not_written_over(tmp_path):
+    run_folder.claim(tmp_path, overwrite=False).release()
+    run_folder.write_json(tmp_path / run_folder.RUN_FILE, {"config": {}})
+    CheckpointStore(tmp_path).write(8, lambda folder: (folder / "x").write_text("x"))
+    settings = DeepSpeedSettings({}, 2, "fp32")
+    with contextlib.ExitStack() as held, pytest.raises(CheckpointError, match=r"went on to step 8 after this run had read step 5"):
+        claim_folder(config_of(tmp_path), settings, held, resumed_at=5)
+    run_folder.RunLock(tmp_path).release()
+    with contextlib.ExitStack() as held:
+        assert claim_folder(config_of(tmp_path), settings, held, resumed_at=8) == tmp_path
