@@ -185,6 +185,14 @@ def _check_combination(config: dict[str, Any], stage: int, precision: Precision,
         problems.append('"bf16.check_grad_overflow" is false: a gradient that is not finite would be applied; remove it')
     if config["zero_optimization"].get("compute_grad_norm") is False:
         problems.append('"zero_optimization.compute_grad_norm" is false: a gradient that is not finite would be applied; remove it')
+    if "zenflow" in config["zero_optimization"]:
+        problems.append('"zero_optimization.zenflow": its optimizer keeps states that checkpoints here cannot hold; remove it')
+    optimizer = config["zero_optimization"].get("offload_optimizer")
+    if isinstance(optimizer, dict) and optimizer.get("device") == "nvme":
+        problems.append(
+            '"zero_optimization.offload_optimizer.device" is "nvme": DeepSpeed 0.19.8 keeps such states out of reach of checkpoints, and'
+            ' adapters have few; set it to "cpu"'
+        )
     for key in ("offload_optimizer", "offload_param"):
         section = config["zero_optimization"].get(key)
         if isinstance(section, dict) and section.get("device", "none") not in ("none", "cpu", "nvme"):

@@ -169,3 +169,12 @@ def test_a_gradient_that_is_not_finite_cannot_be_let_through(section):
         resolve({"zero_optimization": {"stage": 2}} | section, VALUES)
     resolved = resolve({"zero_optimization": {"stage": 2}, "bf16": {"enabled": True}}, VALUES)
     assert resolved.config["bf16"]["check_grad_overflow"] is True
+
+
+@pytest.mark.parametrize(
+    ("section", "named"), [({"offload_optimizer": {"device": "nvme"}}, "offload_optimizer.device"), ({"zenflow": {}}, "zenflow")]
+)
+def test_what_keeps_states_from_checkpoints_is_refused(section, named):
+    values = RunValues(micro_batch=1, accumulation=1, world_size=1, max_grad_norm=1.0)
+    with pytest.raises(ConfigError, match=named):
+        resolve({"zero_optimization": {"stage": 3, **section}}, values)
