@@ -87,7 +87,7 @@ def run_program(main: Callable[[Sequence[str], World], int | None]) -> int:
         return code
     except KeyboardInterrupt:
         if world.local_rank == 0:
-            print("interrupted; saved checkpoint-<step> folders in the output folder can be evaluated", file=sys.stderr, flush=True)
+            print("interrupted", file=sys.stderr, flush=True)
         return EXIT_INTERRUPTED
     finally:
         distributed.leave_group()
