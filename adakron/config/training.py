@@ -53,7 +53,9 @@ class TrainingConfig(Settings):
     logging_dir: str | None = flag(None, "TensorBoard folder. Default: <output_dir>/tensorboard.")
     eval_strategy: Interval = flag("epoch", "When to evaluate during training.", "--evaluation_strategy")
     eval_steps: int | None = flag(None, "Evaluate every so many steps (eval_strategy steps). Default: logging_steps.")
-    save_strategy: Interval = flag("epoch", "When to save a checkpoint, the adapter and all that training needs to go on, as <output_dir>/checkpoint-<step>.")
+    save_strategy: Interval = flag(
+        "epoch", "When to save a checkpoint, the adapter and all that training needs to go on, as <output_dir>/checkpoint-<step>."
+    )
     save_steps: int | None = flag(None, "Save every so many steps (save_strategy steps). Default: 500.")
     save_total_limit: int | None = flag(2, "Keep only the newest so many checkpoints, and the best one.")
     merge_experts: bool = flag(False, "Save the final adapter with its experts averaged into one.")
