@@ -4,7 +4,6 @@ training_state.safetensors holds "<kind>/<parameter>" with the kinds of `engine.
 adapter will be wanted at the end. training_state.json holds the rest, trainer_state.json what is shown of it.
 """
 
-import atexit
 import dataclasses
 import json
 from collections.abc import Callable, Mapping
@@ -12,18 +11,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save
 from torch import Tensor
 
 from adakron import run_folder
 from adakron.atomic import publish
 from adakron.engine.state import KINDS, EngineState, LossScaleState
 from adakron.errors import CheckpointError
-from adakron.tensor_file import read_tensor_file
-from adakron.train_state import Due, RankState, Snapshot, Sums, TrainState
+from adakron.tensor_file import read_tensor_file, write_tensor_file
+from adakron.train_state import Due, RankState, Snapshot, Sums, TrainState, check_rank
 
 TENSORS_FILE = "training_state.safetensors"
-STATE_FILE = "training_state.json"
+TRAINING_STATE_FILE = "training_state.json"
 FORMAT_VERSION = 1
 _BEST = "best"
 
@@ -42,8 +40,7 @@ def write_training_state(folder: Path, snapshot: Snapshot, run: Mapping[str, Any
     tensors = {f"{kind}/{name}": tensor for kind in KINDS for name, tensor in engine.tensors[kind].items()}
     tensors |= {f"{_BEST}/{name}": tensor for name, tensor in (snapshot.best or {}).items()}
     with publish(folder / TENSORS_FILE) as partial:
-        # Not save_file: it hides the file from everybody but its owner.
-        partial.write_bytes(save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+        write_tensor_file(partial, tensors)
     content = {
         "format_version": FORMAT_VERSION,
         "global_step": engine.global_step,
@@ -60,29 +57,34 @@ def write_training_state(folder: Path, snapshot: Snapshot, run: Mapping[str, Any
     }
     run_folder.write_json(folder / run_folder.STATE_FILE, dataclasses.asdict(snapshot.train))
     # Last: it is what a reader looks for first.
-    run_folder.write_json(folder / STATE_FILE, content)
+    run_folder.write_json(folder / TRAINING_STATE_FILE, content)
 
 
 def read_training_state(folder: Path) -> SavedTraining:
     """The inverse of `write_training_state`. Raises CheckpointError where a file is missing, damaged, or of another version."""
-    for name in (STATE_FILE, TENSORS_FILE, run_folder.STATE_FILE):
+    for name in (TRAINING_STATE_FILE, TENSORS_FILE, run_folder.STATE_FILE):
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder} cannot be resumed from: it has no {name}; name a checkpoint-<step> folder of a training run")
     try:
-        content = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
-        train = TrainState(**json.loads((folder / run_folder.STATE_FILE).read_text(encoding="utf-8")))
+        content = _json(folder / TRAINING_STATE_FILE)
+        train = TrainState(**_json(folder / run_folder.STATE_FILE))
         if content["format_version"] != FORMAT_VERSION:
             raise CheckpointError(
-                f"{folder / STATE_FILE}: format_version is {content['format_version']!r}, this release reads {FORMAT_VERSION}; use the"
-                " release that wrote it"
+                f"{folder / TRAINING_STATE_FILE}: format_version is {content['format_version']!r}, this release reads {FORMAT_VERSION};"
+                " use the release that wrote it"
             )
         snapshot = _snapshot(content, train, read_tensor_file(folder / TENSORS_FILE))
         return SavedTraining(snapshot, content["run"])
-    except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
         raise CheckpointError(
             f"{folder} cannot be resumed from: its training state is damaged ({type(error).__name__}: {error}); resume from another"
             " checkpoint"
         ) from error
+
+
+def _json(file: Path) -> Any:
+    # Not `untrusted.read_json`: a metric may be no number (a correlation with a constant), and a long run's history outgrows its limit.
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def _snapshot(content: Mapping[str, Any], train: TrainState, tensors: Mapping[str, Tensor]) -> Snapshot:
@@ -101,6 +103,14 @@ def _snapshot(content: Mapping[str, Any], train: TrainState, tensors: Mapping[st
         skipped_in_a_row=content["skipped_in_a_row"],
         loss_scale=LossScaleState(**scale) if scale else None,
     )
+    ranks = [
+        RankState(state["random"], {name: tuple(value) for name, value in state["unlogged"].items()}, state["spikes"])
+        for state in content["ranks"]
+    ]
+    if not ranks:
+        raise ValueError("it holds the state of no rank")
+    for rank in ranks:
+        check_rank(rank)
     return Snapshot(
         engine=engine,
         train=train,
@@ -109,10 +119,7 @@ def _snapshot(content: Mapping[str, Any], train: TrainState, tensors: Mapping[st
         best=best or None,
         best_scores=content["best_scores"],
         last_scores=(int(last[0]), last[1]) if last else None,
-        ranks=[
-            RankState(state["random"], {name: tuple(value) for name, value in state["unlogged"].items()}, state["spikes"])
-            for state in content["ranks"]
-        ],
+        ranks=ranks,
     )
 
 
@@ -121,29 +128,19 @@ class BackgroundWriter:
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoints")
-        # A run that ends with an error ends with its newest checkpoint written.
-        atexit.register(self._thread.shutdown)
-        self._pending: tuple[str, Future[None]] | None = None
+        self._pending: Future[None] | None = None
 
     def close(self) -> None:
         """Let the write under way end, and take no other one."""
         self._thread.shutdown()
 
-    def submit(self, name: str, write: Callable[[], None]) -> None:
-        """Write soon. name: of what is written, for messages. Raises CheckpointError where the write before failed."""
+    def submit(self, write: Callable[[], None]) -> None:
+        """Write soon. Raises what the write before raised."""
         self.wait()
-        self._pending = name, self._thread.submit(write)
+        self._pending = self._thread.submit(write)
 
     def wait(self) -> None:
-        """Wait for the write under way, if there is one. Raises CheckpointError where it failed."""
+        """Wait for the write under way, if there is one, and raise what it raised."""
         before, self._pending = self._pending, None
-        if before is None:
-            return
-        name, write = before
-        try:
-            write.result()
-        except OSError as error:
-            raise CheckpointError(
-                f"{name} could not be written ({error.strerror or error}); make room, or name another folder (--output_dir), and resume"
-                " from the newest checkpoint there is"
-            ) from error
+        if before is not None:
+            before.result()

@@ -14,6 +14,8 @@ from typing import TypeVar
 
 import torch.distributed as dist
 
+from adakron.redaction import redact
+
 T = TypeVar("T")
 
 BEAT_SECONDS = 1.0
@@ -24,6 +26,9 @@ SILENT_BEATS = 3
 
 GRACE_SECONDS = 15.0
 """How long a rank that another one's end concerns may go on before it is ended, too: it may stand in something that never returns."""
+
+FINISH_SECONDS = 600.0
+"""How long what must end first (a checkpoint that is being written) may put that off."""
 
 STORE_SECONDS = 5.0
 """How long an answer of the store is waited for: its host may be the rank that was lost."""
@@ -46,6 +51,7 @@ class PeerWatch:
         self._main_store = self._connect(host, port)
         self._stopped = threading.Event()
         self._heard = ""
+        self._finish: Callable[[], None] | None = None
         self._store_answers = True
         self._store.add(f"{_PREFIX}/beats/{rank}", 1)
         threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
@@ -58,11 +64,15 @@ class PeerWatch:
         """Before the ranks part: the end of another one is no failure from here on."""
         self._stopped.set()
 
+    def finish_first(self, finish: Callable[[], None]) -> None:
+        """What to wait for, at most FINISH_SECONDS, before the grace of this rank begins. Called from a thread."""
+        self._finish = finish
+
     def report(self, reason: str) -> None:
-        """Tell the others that this rank ends, and why."""
+        """Tell the others that this rank ends, and why. They print it: secrets are taken out."""
 
         def write() -> None:
-            self._main_store.set(f"{_PREFIX}/end/{self._rank}", reason)
+            self._main_store.set(f"{_PREFIX}/end/{self._rank}", redact(reason))
             self._main_store.compare_set(f"{_PREFIX}/first", "", str(self._rank))
 
         self.stop()
@@ -143,6 +153,10 @@ class PeerWatch:
                 except RuntimeError:  # every error of the store is one
                     self._heard = "the store that the ranks met in is gone: its host, rank 0 or the launcher beside it, ended"
                     self._store_answers = False
+                if self._finish is not None:
+                    ending = threading.Thread(target=self._finish, name="finish first", daemon=True)
+                    ending.start()
+                    ending.join(FINISH_SECONDS)
                 noticed = time.monotonic()
             elif time.monotonic() - noticed > GRACE_SECONDS:
                 self._on_lost(self._heard)

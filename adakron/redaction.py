@@ -13,7 +13,7 @@ _WORDS = r"secret|password|passwd|passphrase|api[-_]?key|access[-_]?key|private[
 _TOKENIZERS = "".join(rf"(?<!{kind}[-_])" for kind in ("pad", "eos", "bos", "unk", "cls", "sep", "mask", "special"))
 _NAME = rf"(?:{_TOKENIZERS}token|{_WORDS})"
 _SECRET_NAME = re.compile(rf"(?i)(?:^|[-_.]){_NAME}$")
-_PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = (
+_BY_THEMSELVES: tuple[tuple[re.Pattern[str], str], ...] = (
     # Tokens that say by their first letters what they are: Hugging Face, OpenAI, GitHub, Slack, AWS, GitLab.
     (re.compile(r"\b(?:hf_|api_org_)[A-Za-z0-9]{8,}"), HIDDEN),
     (re.compile(r"\bsk-[A-Za-z0-9_-]{20,}"), HIDDEN),
@@ -21,14 +21,23 @@ _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = (
     # https://user:password@host
     (re.compile(r"(?<=://)[^/\s'\"@]+@"), f"{HIDDEN}@"),
     (re.compile(r"(?i)\b(bearer|basic)\s+[A-Za-z0-9+/._~=-]{8,}"), rf"\1 {HIDDEN}"),
+)
+_PATTERNS = (
+    *_BY_THEMSELVES,
     # --hf_token=..., "api_key": "...", HF_TOKEN=..., ?token=...; what stands before the name is not looked at: that took quadratic time.
     (re.compile(rf"(?i)(?<![a-z])({_NAME}[\"']?\s*[=:]\s*)(\"[^\"]*\"|'[^']*'|[^\s,;&\"'}}\])]+)"), rf"\1{HIDDEN}"),
 )
 
+_FILE = re.compile(r"/[^\s?]*")
+
 
 def redact(text: str) -> str:
     """The text with tokens, passwords in addresses, and values behind names such as `api_key=` replaced by `HIDDEN`."""
-    for pattern, replacement in _PATTERNS:
+    return _without(_PATTERNS, text)
+
+
+def _without(patterns: Sequence[tuple[re.Pattern[str], str]], text: str) -> str:
+    for pattern, replacement in patterns:
         text = pattern.sub(replacement, text)
     return text
 
@@ -49,9 +58,12 @@ def is_secret_name(name: str) -> bool:
 
 
 def redact_values(content: Any) -> Any:
-    """The same lists and objects with every text redacted, and the values of secret names hidden."""
+    """The same lists and objects with every text redacted, and the values of secret names hidden.
+
+    An absolute path is opened again from the record: /data/token=1/x stays, and what is a token by its first letters is hidden.
+    """
     if isinstance(content, str):
-        return redact(content)
+        return _without(_BY_THEMSELVES, content) if _FILE.fullmatch(content) else redact(content)
     if isinstance(content, dict):
         return {
             key: HIDDEN if isinstance(key, str) and is_secret_name(key) and isinstance(value, str) else redact_values(value)

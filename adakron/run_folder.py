@@ -37,6 +37,7 @@ _WRITTEN = TOKENIZER_FILES | {
     ALL_RESULTS_FILE, "adapter_config.json", "adapter_model.safetensors",
 }  # fmt: skip
 _WRITTEN_NAMES = re.compile(r"predict_results_\w+\.tsv|nonfinite-step\d+-rank\d+(-\d+)?\.safetensors")
+_PARTIAL = re.compile(r"\.(.+)\.[0-9]+\.partial")
 _VERSIONED = (
     "adakron",
     "torch",
@@ -111,6 +112,14 @@ def claim(folder: Path, overwrite: bool) -> RunLock:
 
 def _not_ready(folder: Path, error: OSError) -> ConfigError:
     return ConfigError(f"output_dir {folder} cannot be made ready: {error.strerror}; name another folder (--output_dir)")
+
+
+def remove_partials(folder: Path) -> None:
+    """Delete what killed runs left half written (see `atomic.publish`); the caller holds the run's lock."""
+    for entry in folder.iterdir():
+        match = _PARTIAL.fullmatch(entry.name)
+        if match and (match[1] in _WRITTEN or _WRITTEN_NAMES.fullmatch(match[1])):
+            entry.unlink()
 
 
 def _remove_run(folder: Path) -> None:

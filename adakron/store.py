@@ -65,10 +65,6 @@ class Found:
     checkpoint: Checkpoint | None
     rejected: tuple[Examined, ...]
 
-    def reasons(self) -> list[str]:
-        """One sentence per rejected checkpoint: which, and why."""
-        return [f"{one.checkpoint.name} is passed over: {'; '.join(one.problems)}" for one in self.rejected]
-
 
 class CheckpointStore:
     """The checkpoints in a run's folder. To make one reads and writes nothing."""

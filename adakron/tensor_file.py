@@ -1,14 +1,18 @@
-"""Reading a safetensors file that anybody may have written."""
+"""Safetensors files: reading what anybody may have written, and writing without a copy of it all."""
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
 from adakron.errors import CheckpointError
 
 _SHOWN = 8
+_DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
 def read_tensor_file(path: str | Path, *, integers: bool = False) -> dict[str, Tensor]:
@@ -34,6 +38,25 @@ def read_tensor_file(path: str | Path, *, integers: bool = False) -> dict[str, T
     if wrong:
         raise CheckpointError(f"{path} holds values that are not finite, in {_some(wrong)}; a run that ended so is not worth loading")
     return stored
+
+
+def write_tensor_file(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write floating-point tensors of the CPU as a safetensors file, one after another: no more than one of them is copied.
+
+    The library's `save` makes a copy of all, its `save_file` a file that nobody but its owner can read. Layout: eight bytes, little
+    endian, with the header's length; the header, JSON; the values, row by row, little endian as the machine is.
+    Raises OSError where the disk says so.
+    """
+    header, end = {}, 0
+    for name, tensor in tensors.items():
+        start, end = end, end + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # so that the values lie aligned
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors.values():
+            file.write(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
 def _some(names: list[str]) -> str:

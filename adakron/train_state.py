@@ -5,14 +5,14 @@ import dataclasses
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from adakron.engine.state import EngineState
-from adakron.metrics import Unlogged, share_unlogged
+from adakron.metrics import Reduce, Unlogged, share_unlogged
 
 
 @dataclass
@@ -133,6 +133,24 @@ def restore_random(states: Mapping[str, Any], device: torch.device) -> None:
     np.random.set_state((kind, _unpacked(keys, "<u4"), position, has_gauss, gauss))
     version, internal, next_gauss = states["python"]
     random.setstate((version, tuple(_unpacked(internal, "<u4").tolist()), next_gauss))
+
+
+def check_rank(state: RankState) -> None:
+    """Raise KeyError, TypeError, ValueError or RuntimeError where a rank cannot go on with what a file says of it; changes nothing."""
+    random_state = state.random
+    torch.Generator().set_state(torch.from_numpy(_unpacked(random_state["torch"], "u1")))
+    if random_state["cuda"] is not None:
+        _unpacked(random_state["cuda"], "u1")
+    kind, keys, position, has_gauss, gauss = random_state["numpy"]
+    np.random.RandomState().set_state((kind, _unpacked(keys, "<u4"), position, has_gauss, gauss))
+    version, internal, next_gauss = random_state["python"]
+    random.Random().setstate((version, tuple(_unpacked(internal, "<u4").tolist()), next_gauss))
+    for reduce, values in state.unlogged.values():
+        if reduce not in get_args(Reduce):
+            raise ValueError(f"a metric is reduced by {reduce!r}")
+        torch.tensor(values, dtype=torch.float64)
+    for name in ("window", "pending"):
+        torch.tensor(state.spikes[name], dtype=torch.float64)
 
 
 def restore_rank(snapshot: Snapshot, rank: int, world_size: int, seed: int, device: torch.device) -> tuple[Unlogged, Mapping[str, Any]]:

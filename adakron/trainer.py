@@ -24,8 +24,11 @@ from adakron.spikes import LossSpikes
 from adakron.tasks.base import EncodedSplit, Task
 from adakron.train_state import Due, RankState, Snapshot, Sums, TrainResult, TrainState, random_states, restore_rank, take
 
-SaveCheckpoint = Callable[[Snapshot], None]
-"""Called on every rank, with equal snapshots; may return before anything is written."""
+SaveCheckpoint = Callable[[Callable[[], Snapshot]], None]
+"""Called on every rank, with what takes the snapshot, equal on all; may return before it is written.
+
+It takes the snapshot only when it has room for it: the one before, which may still be under way to the disk, takes as much.
+"""
 
 
 def total_steps(training: TrainingConfig, steps_per_epoch: int) -> int:
@@ -81,6 +84,7 @@ class Trainer:
         self._sums = Sums()
         self._due = Due()
         self._saved: tuple[int, Due] | None = None
+        self._save_first = False
         self._last: Snapshot | None = None  # of the last step, once the best one's parameters stand in the model
         self._started: float | None = None
 
@@ -97,13 +101,14 @@ class Trainer:
     def resume(self, snapshot: Snapshot, *, saved: bool = True) -> None:
         """Go on from a snapshot of the same run, whatever its stage, precision and number of ranks. All ranks together, before `run`.
 
-        saved: whether the run that goes on can find this snapshot again where it saves; else a stop saves even this step.
+        saved: whether the run that goes on can find this snapshot again where it saves; else `run` saves it first.
         Raises CheckpointError where its parameters are not those that train here.
         """
         self._engine.load_state(snapshot.engine)
         self._state, self._sums, self._due = take(snapshot.train, snapshot.sums, snapshot.due)
         self._best, self._best_scores, self._last_scores = snapshot.best, snapshot.best_scores, snapshot.last_scores
         self._saved = (snapshot.step, dataclasses.replace(self._due)) if saved else None
+        self._save_first = not saved
         self._progress.advance(snapshot.step)
         rank, ranks = distributed.rank(), distributed.world_size()
         unlogged, spikes = restore_rank(snapshot, rank, ranks, self._training.seed, self._engine.device)
@@ -116,6 +121,8 @@ class Trainer:
         if self._training.verify_batch_invariance:
             verify_batch_invariance(self._engine, self._passes, next(iter(self._sampler.epoch(0))))
         self._engine.train()
+        if self._save_first:
+            self.save()  # killed before its next checkpoint, the run would begin again at step 0
         self._started = time.perf_counter()
         self._catch_up()
         if self._engine.global_step < self._total:
@@ -157,9 +164,10 @@ class Trainer:
             if self._due.evaluation:
                 self._evaluate(self._engine.global_step)
                 self._due.evaluation = False
-            if self._due.checkpoint:
+            saved_owing = self._saved is not None and self._saved[0] == self._engine.global_step
+            if self._due.checkpoint or saved_owing:
                 self._due.checkpoint = False
-                self.save()
+                self.save()  # also anew: who goes on from a checkpoint that owes an evaluation makes it once more
 
     def _stop_clock(self) -> None:
         if self._started is not None:
@@ -280,9 +288,8 @@ class Trainer:
         if not step or self._saved == (step, self._due):
             return
         self._stop_clock()
-        snapshot = self._last or self._snapshot()
-        self._save_checkpoint(snapshot)
-        self._saved = (step, snapshot.due)
+        self._save_checkpoint(lambda: self._last or self._snapshot())
+        self._saved = (step, dataclasses.replace(self._due))
 
     def _snapshot(self) -> Snapshot:
         self._state.global_step, self._state.skipped_steps = self._engine.global_step, self._engine.skipped_steps

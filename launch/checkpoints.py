@@ -112,7 +112,7 @@ def _examine(folder: Path, store: CheckpointStore) -> list[_Line]:
     for one in examined:
         checkpoint = one.checkpoint
         marks = ["latest"] * (latest == checkpoint) + ["best"] * (best == checkpoint.step)
-        metric = None if one.problems else _metric(_read_state(checkpoint.path), checkpoint.step)
+        metric = None if one.problems else _metric(checkpoint)
         lines.append(_Line(checkpoint, _size(checkpoint.path), metric, marks, one.problems))
     return lines
 
@@ -149,10 +149,17 @@ def _read_state(folder: Path) -> dict[str, Any]:
     return state
 
 
-def _metric(state: dict[str, Any], step: int) -> tuple[str, float] | None:
-    name = f"eval_{state.get('metric_for_best_model')}"
-    values = [entry[name] for entry in state.get("log_history", []) if entry.get("step") == step and name in entry]
-    return (name, float(values[-1])) if values else None
+def _metric(checkpoint: Checkpoint) -> tuple[str, float] | None:
+    try:
+        state = _read_state(checkpoint.path)
+        name = f"eval_{state.get('metric_for_best_model')}"
+        values = [entry[name] for entry in state.get("log_history", []) if entry.get("step") == checkpoint.step and name in entry]
+        return (name, float(values[-1])) if values else None
+    except CheckpointError as error:
+        logger.warning("%s", error)
+    except (AttributeError, TypeError, ValueError):
+        logger.warning("%s says its metrics in a way that this release does not read", checkpoint.path / STATE_FILE)
+    return None
 
 
 def _size(folder: Path) -> int:

@@ -24,7 +24,7 @@ from adakron.config import AdapterConfig, DataConfig, ModelConfig, RunConfig, Tr
 from adakron.distributed import World
 from adakron.errors import ConfigError
 from adakron.fingerprint import take_fingerprint
-from adakron.redaction import redact_arguments
+from adakron.redaction import redact_arguments, redact_values
 from adakron.store import CHECKPOINT_PREFIX
 from adakron.tasks import create_task
 from adakron.tasks.glue import GLUE_TASKS
@@ -109,7 +109,7 @@ def _write_run(folder: Path, task_name: str, adapter: AdapterConfig, base: str) 
         deepspeed="",
     )  # fmt: skip
     record = {"config": config.to_dict(), "precision": "fp32", "command": redact_arguments(sys.argv), **run_folder.environment()}
-    run_folder.write_json(folder / run_folder.RUN_FILE, record)
+    run_folder.write_json(folder / run_folder.RUN_FILE, redact_values(record))
 
 
 def export(arguments: Sequence[str]) -> None:

@@ -16,6 +16,7 @@ from adakron.distributed import World
 from adakron.dumps import StepDump, read_dump, write_dump
 from adakron.errors import CheckpointError, ConfigError
 from adakron.passes import MicroBatchLoss
+from adakron.redaction import redact_values
 from adakron.replay import replay
 from adakron.tasks import create_task
 from adakron.tasks.base import Task
@@ -31,10 +32,10 @@ class RunEvidence:
 
     def __init__(self, folder: Path, config: RunConfig, precision: str, task: Task):
         self._folder = folder
-        self._run = {
+        self._run = redact_values({
             "config": config.to_dict(), "precision": precision, "auto_class": task.auto_class, "model_options": task.model_options(),
             **run_folder.environment(),
-        }  # fmt: skip
+        })  # fmt: skip
 
     def keep(self, dump: StepDump) -> Path:
         """Write the step into the run's folder, under a name of its own."""

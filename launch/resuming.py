@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from adakron import distributed, run_folder
-from adakron.checkpoint import STATE_FILE, SavedTraining, read_training_state
+from adakron.checkpoint import TRAINING_STATE_FILE, SavedTraining, read_training_state
 from adakron.config import DATA_FILES, RunConfig
 from adakron.errors import CheckpointError, ConfigError
 from adakron.fingerprint import BackboneFingerprint
@@ -78,21 +78,20 @@ def find(config: RunConfig) -> tuple[RunConfig, Resumption | None]:
             # A run that was killed while it took the folder: it has said nothing of itself.
             fresh = dataclasses.replace(training, resume_from_checkpoint=None, overwrite_output_dir=True)
             return dataclasses.replace(config, training=fresh), None
-        checkpoint = _newest(home)  # type: ignore[arg-type]
+        checkpoint, saved = _newest(home)  # type: ignore[arg-type]
     else:
-        checkpoint, home = _named(Path(given))
+        checkpoint, saved, home = _named(Path(given))
     output = Path(training.output_dir) if training.output_dir else home
     if output is None:
         raise ConfigError(f"resume_from_checkpoint {given} lies in no run folder; name the folder to go on in (--output_dir)")
     in_place = home is not None and output.resolve() == home.resolve()
-    if in_place and checkpoint is not None and given != AUTO:
+    if in_place and checkpoint is not None and _is_checkpoint(Path(given)):
         newest = newest_good(output).checkpoint
         if newest is not None and newest.resolve() != checkpoint.resolve():
             raise ConfigError(
                 f"resume_from_checkpoint {given}: the run has a newer checkpoint, {newest.name}, which going on from an older one would"
                 " replace; name another folder to go on in (--output_dir), or the run folder to go on from the newest"
             )
-    saved = read_training_state(checkpoint) if checkpoint else None
     run = saved.run if saved else run_folder.read_run(output)
     finished = in_place and (output / run_folder.ALL_RESULTS_FILE).is_file()
     if checkpoint is None and not finished:
@@ -104,28 +103,32 @@ def find(config: RunConfig) -> tuple[RunConfig, Resumption | None]:
     return dataclasses.replace(config, training=training), Resumption(checkpoint, saved, in_place, finished, run)
 
 
-def _named(path: Path) -> tuple[Path, Path | None]:
-    """The checkpoint that a path means, and the run folder it lies in, where it does."""
-    if (path / STATE_FILE).is_file():
+def _is_checkpoint(path: Path) -> bool:
+    return (path / TRAINING_STATE_FILE).is_file()
+
+
+def _named(path: Path) -> tuple[Path, SavedTraining, Path | None]:
+    """The checkpoint that a path means, what it holds, and the run folder it lies in, where it does."""
+    if _is_checkpoint(path):
         problems = verify(path)
         if problems:
             raise CheckpointError(
                 f"resume_from_checkpoint {path}: {'; '.join(problems)}; name another checkpoint, or the run folder for its newest good one"
             )
         parent = path.resolve().parent
-        return path, parent if (parent / run_folder.RUN_FILE).is_file() else None
+        return path, read_training_state(path), parent if (parent / run_folder.RUN_FILE).is_file() else None
     if (path / run_folder.RUN_FILE).is_file():
-        checkpoint = _newest(path)
-        if checkpoint is not None:
-            return checkpoint, path
+        checkpoint, saved = _newest(path)
+        if checkpoint is not None and saved is not None:
+            return checkpoint, saved, path
         raise CheckpointError(f"resume_from_checkpoint {path}: the run has no checkpoint; start it anew with --overwrite_output_dir")
     raise CheckpointError(
         f"resume_from_checkpoint {path}: neither a run folder (no {run_folder.RUN_FILE}) nor one of its checkpoint-<step> folders (no"
-        f" {STATE_FILE}; the final folder of a run and checkpoints of older releases have none); name one, or {AUTO}"
+        f" {TRAINING_STATE_FILE}; the final folder of a run and checkpoints of older releases have none); name one, or {AUTO}"
     )
 
 
-def _newest(folder: Path) -> Path | None:
+def _newest(folder: Path) -> tuple[Path | None, SavedTraining | None]:
     found = newest_good(folder)
     for path, reason in found.rejected.items():
         logger.warning("%s is passed over: %s", path.name, reason)
@@ -134,7 +137,7 @@ def _newest(folder: Path) -> Path | None:
             f"{folder}: none of its {len(found.rejected)} checkpoints can be read; the newest: {next(iter(found.rejected.values()))}; start"
             " anew with --overwrite_output_dir, or in another --output_dir"
         )
-    return found.checkpoint
+    return found.checkpoint, found.saved
 
 
 def describe(
@@ -184,7 +187,10 @@ def _backbone_problems(before: Mapping[str, Any], now: Mapping[str, Any]) -> lis
 def stopped_message(asked: str, step: int, total: int, folder: Path) -> str:
     """What a run that was asked to stop says last."""
     if not step:
-        return f"stopped by {asked} before the first step; nothing was saved"
+        return (
+            f"stopped by {asked} before the first step; nothing was saved, but {folder} is this run's now; to begin there after all, add"
+            f" --output_dir {folder} --resume_from_checkpoint {AUTO}"
+        )
     return f"stopped by {asked} at step {step} of {total}; to go on, add --resume_from_checkpoint {folder}"
 
 
@@ -205,9 +211,23 @@ def described_start(resumption: Resumption, layout: Mapping[str, Any]) -> str:
 
 
 def check_agreement(resumption: Resumption | None) -> None:
-    """Raise CheckpointError on all ranks unless all of them go on from the same step."""
-    steps = distributed.all_gather_object(resumption.step if resumption else None)
-    if len(set(steps)) > 1:
+    """Raise CheckpointError on all ranks unless all of them go on from the same step, and found the run finished or not alike."""
+    found = distributed.all_gather_object((resumption.step, resumption.finished) if resumption else None)
+    if len(set(found)) > 1:
+        steps = [f"step {one[0]}{', finished' if one[1] else ''}" if one else "nothing" for one in found]
         raise CheckpointError(
-            f"the processes would go on from different steps (by rank: {steps}); the run folder must be on storage that all hosts share"
+            f"the processes found different things to go on from (by rank: {'; '.join(steps)}): the run folder must be on storage that all"
+            " hosts share, and no other run may write there; start again"
         )
+
+
+def check_unchanged(resumption: Resumption, folder: Path) -> None:
+    """Raise CheckpointError where another run wrote into the folder after `find` had read it. Rank 0, before it takes the folder."""
+    store = CheckpointStore(folder)
+    if resumption.checkpoint is None and store.checkpoints():
+        raise CheckpointError(
+            f"{folder} got its first checkpoint, {store.checkpoints()[-1].name}, after this run had found none: another run wrote there;"
+            " start again to go on from there"
+        )
+    if resumption.in_place and not resumption.finished and (folder / run_folder.ALL_RESULTS_FILE).is_file():
+        raise CheckpointError(f"{folder} was finished by another run after this one had looked; nothing is left to do there")

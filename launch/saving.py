@@ -1,6 +1,6 @@
 """What a run saves: adapter folders, and checkpoints that training can go on from, written beside it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,9 +9,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from adakron import distributed
-from adakron.checkpoint import BackgroundWriter, read_training_state, write_training_state
+from adakron.checkpoint import BackgroundWriter, SavedTraining, read_training_state, write_training_state
 from adakron.errors import CheckpointError
-from adakron.store import CHECKPOINT_PREFIX, CheckpointStore
+from adakron.store import CheckpointStore
 from adakron.tasks.base import Task
 from adakron.train_state import Snapshot
 from launch.attachment import Attachment
@@ -19,9 +19,10 @@ from launch.attachment import Attachment
 
 @dataclass(frozen=True)
 class Found:
-    """The newest checkpoint that can be read, or None; and why newer ones cannot, by folder."""
+    """The newest checkpoint that can be read and what it holds, or None; and why newer ones cannot be read, by folder."""
 
     checkpoint: Path | None
+    saved: SavedTraining | None
     rejected: Mapping[Path, str]
 
 
@@ -34,12 +35,12 @@ def newest_good(folder: Path) -> Found:
             rejected[path] = "; ".join(one.problems)
             continue
         try:
-            read_training_state(path)
+            saved = read_training_state(path)
         except CheckpointError as error:
             rejected[path] = str(error)
         else:
-            return Found(path, rejected)
-    return Found(None, rejected)
+            return Found(path, saved, rejected)
+    return Found(None, None, rejected)
 
 
 class Saver:
@@ -70,11 +71,15 @@ class Saver:
         self._attached.folder.write(target, trained, auto_class=self._task.auto_class, model_options=options, merge=merge)
         self._tokenizer.save_pretrained(target)
 
-    def checkpoint(self, snapshot: Snapshot) -> None:
-        """Begin to write checkpoint-<step>. All ranks together; CheckpointError on all where the one before failed."""
+    def checkpoint(self, take: Callable[[], Snapshot]) -> None:
+        """Begin to write checkpoint-<step>, taking the snapshot only when the one before is on the disk: the host holds one at a time.
+
+        All ranks together; CheckpointError on all where the one before failed.
+        """
         self.wait()
+        snapshot = take()
         if distributed.rank() == 0:
-            self._writer.submit(f"{CHECKPOINT_PREFIX}{snapshot.step} of {self._folder}", lambda: self._write(snapshot))
+            self._writer.submit(lambda: self._write(snapshot))
 
     def close(self) -> None:
         """Let a write under way end, whatever ends the run: the folder's lock must outlast it. This rank alone."""

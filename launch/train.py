@@ -122,10 +122,6 @@ def _run(arguments: Sequence[str], world: World, held: contextlib.ExitStack) -> 
     described = resuming.describe(recorded, encoded, attached.folder.backbone, global_batch=sampler.global_batch, layout=layout)
     if resumption is not None:
         resuming.check_same(resumption.run, described, str(resumption.checkpoint or config.training.output_dir))
-        if resumption.finished:
-            if world.rank == 0:
-                print(f"{config.training.output_dir} holds a finished run: nothing is left to do", flush=True)
-            return
 
     distributed.form_group(world, device, timedelta(minutes=config.training.timeout_minutes))
     agreement = StopAgreement(LISTENER, config.training.max_hours)
@@ -135,6 +131,10 @@ def _run(arguments: Sequence[str], world: World, held: contextlib.ExitStack) -> 
     except StopRequest as stop:
         raise StopRequest(resuming.stopped_early_message(str(stop))) from None
     resuming.check_agreement(resumption)
+    if resumption is not None and resumption.finished:
+        if world.rank == 0:
+            print(f"{config.training.output_dir} holds a finished run: nothing is left to do", flush=True)
+        return
     if resumption is not None:
         logger.info("%s", resuming.described_start(resumption, layout))
     logger.info(
@@ -165,9 +165,20 @@ def _run(arguments: Sequence[str], world: World, held: contextlib.ExitStack) -> 
     )
 
     resumed_at = resumption.step if resumption is not None and in_place else None
-    folder = distributed.on_rank_0(lambda: claim_folder(recorded, settings, held, resumed_at=resumed_at))
+
+    def claim() -> Path:
+        if resumption is not None and config.training.output_dir:
+            resuming.check_unchanged(resumption, Path(config.training.output_dir))
+        folder = claim_folder(recorded, settings, held, resumed_at=resumed_at)
+        run_folder.remove_partials(folder)
+        return folder
+
+    folder = distributed.on_rank_0(claim)
     saver = Saver(folder, attached, base.tokenizer, task, keep=config.training.save_total_limit, run=described)
     held.callback(saver.close)
+    watch = distributed.peer_watch()
+    if watch is not None:  # another rank's end must not cut a checkpoint off that is being written
+        watch.finish_first(saver.close)
     recorder = MetricRecorder(metric_sinks(config, folder, resumed_at=resumed_at) if world.rank == 0 else ())
     trainer = Trainer(
         engine,

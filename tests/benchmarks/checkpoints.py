@@ -85,7 +85,7 @@ def main() -> None:
 
         def save() -> None:
             taken = snapshot()
-            writer.submit("ours", lambda: write_training_state(ours, taken, {}))
+            writer.submit(lambda: write_training_state(ours, taken, {}))
 
         waits, writes = [], []
         for _ in range(SAVES):

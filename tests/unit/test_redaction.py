@@ -43,6 +43,10 @@ def test_command_lines_and_records():
     content = {"a": [{"password": "x", "pad_token": "[PAD]"}], "url": "https://u:p@h/", "n": 1, "pad_token_id": 0}
     kept = {"a": [{"password": HIDDEN, "pad_token": "[PAD]"}], "url": f"https://{HIDDEN}@h/", "n": 1, "pad_token_id": 0}
     assert redact_values(content) == kept
+    # run.json is opened again: a path leads where it led.
+    paths = {"train_file": "/data/secret=1/train.jsonl", "nvme_path": "/mnt/token=2"}
+    assert redact_values(paths) == paths
+    assert redact_values(f"/data/{TOKEN}/x") == f"/data/{HIDDEN}/x" and redact_values("/login token=s3cret") == f"/login token={HIDDEN}"
     assert is_secret_name("--hf_token") and not is_secret_name("pad_token") and not is_secret_name("max_tokens")
 
 

@@ -119,6 +119,14 @@ def test_a_start_that_was_killed_after_locking_leaves_a_free_folder(tmp_path):
     run_folder.claim(tmp_path, overwrite=False).release()
 
 
+def test_what_killed_runs_left_half_written_goes_and_nothing_else(tmp_path):
+    mine = {".notes.md.7.partial", ".run.json.partial", "run.json"}
+    for name in (*mine, ".run.json.7.partial", ".metrics.jsonl.81.partial", ".nonfinite-step3-rank0.safetensors.7.partial"):
+        (tmp_path / name).touch()
+    run_folder.remove_partials(tmp_path)
+    assert {entry.name for entry in tmp_path.iterdir()} == mine
+
+
 def test_a_free_name_overwrites_nothing(tmp_path):
     file = tmp_path / "step.bin"
     names = []

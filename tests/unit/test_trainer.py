@@ -119,7 +119,7 @@ def build(
     evaluator = Evaluator(task, batch_size=4, pad_token_id=0, device=engine.device)  # type: ignore[arg-type]
     return Trainer(
         engine, task, sampler, encoded(), {"validation": encoded(5)}, training, evaluator=evaluator, recorder=MetricRecorder(),  # type: ignore[arg-type]
-        pad_token_id=0, save_checkpoint=lambda snapshot: saved.append(snapshot.step if keep is None else keep(snapshot)), **options,
+        pad_token_id=0, save_checkpoint=lambda take: saved.append(take().step if keep is None else keep(take())), **options,
     )  # fmt: skip
 
 
@@ -253,6 +253,40 @@ def test_wherever_a_run_stops_it_goes_on_as_if_it_had_not(at):
     kept = [[{key: entry[key] for key in timeless if key in entry} for entry in r.state.log_history] for r in (result, undisturbed)]
     assert kept[0] == kept[1]
     assert (result.state.best_step, result.state.best_metric) == (4, 0.9)
+
+
+def test_a_checkpoint_that_owed_an_evaluation_is_written_anew_once_that_is_made():
+    training = settings(eval_strategy="steps", eval_steps=2, save_strategy="no")
+    owing: list[Snapshot] = []
+    boundary = stopping_at(2)
+    stopped = build(training, CountingEngine(), CountingTask(), [], keep=owing.append)
+    stopped._evaluator._boundary = boundary
+    with pytest.raises(StopRequest):
+        stopped.run()
+    stopped.save()
+    assert (owing[0].step, owing[0].due.evaluation) == (2, True)
+    anew: list[Snapshot] = []
+    resumed = build(training, CountingEngine(), CountingTask(), [], keep=anew.append)
+    resumed.resume(owing[0])
+    resumed.run()
+    assert [(snapshot.step, snapshot.due.evaluation, "eval_accuracy" in snapshot.train.log_history[-1]) for snapshot in anew] == [
+        (2, False, True)
+    ]
+
+
+@pytest.mark.parametrize(("saved", "kept"), [(True, []), (False, [2])])
+def test_a_run_that_goes_on_elsewhere_saves_there_before_its_first_step(saved, kept):
+    training = settings(eval_strategy="no", save_strategy="no")
+    first: list[Snapshot] = []
+    stopped = build(training, CountingEngine(), CountingTask(), [], keep=first.append, boundary=stopping_at(3))
+    with pytest.raises(StopRequest):
+        stopped.run()
+    stopped.save()
+    there: list[int] = []
+    resumed = build(training, CountingEngine(), CountingTask(), there)
+    resumed.resume(first[0], saved=saved)
+    resumed.run()
+    assert there == kept
 
 
 @pytest.mark.parametrize(("saved", "kept"), [(True, 0), (False, 1)])

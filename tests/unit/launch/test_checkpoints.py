@@ -9,6 +9,7 @@ import pytest
 
 from adakron.distributed import World
 from adakron.errors import CheckpointError, ConfigError
+from adakron.manifest import MANIFEST_FILE, write_manifest
 from adakron.run_lock import LOCK_FILE, RunLock
 from adakron.store import CheckpointStore
 from launch import checkpoints
@@ -68,6 +69,15 @@ def test_verify_tells_all_damage_by_its_exit_code(run: Path, capsys: pytest.Capt
         "  - adapter_model.safetensors has 100 bytes, and was written with 101,800",
         "  - trainer_state.json is missing",
     ]
+
+
+@pytest.mark.parametrize("state", ['{"log_history": 3}', '{"log_history": [3]}', '{"log_history": null}', "[]", "{"])
+def test_one_odd_state_does_not_end_a_listing(run: Path, capsys: pytest.CaptureFixture[str], state: str) -> None:
+    (run / "checkpoint-20" / "trainer_state.json").write_text(state)
+    (run / "checkpoint-20" / MANIFEST_FILE).unlink()
+    write_manifest(run / "checkpoint-20")
+    assert main("ls", run) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]] == ["10", "20", "30"]
 
 
 def test_json_holds_the_same(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

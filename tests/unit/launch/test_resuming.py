@@ -3,13 +3,13 @@ from pathlib import Path
 
 import pytest
 
-from adakron import run_folder
+from adakron import distributed, run_folder
 from adakron.config import AdapterConfig, DataConfig, ModelConfig, RunConfig, TrainingConfig
 from adakron.engine.ds_config import DeepSpeedSettings
 from adakron.errors import CheckpointError
 from adakron.store import CheckpointStore
 from launch.recording import claim_folder
-from launch.resuming import Resumption, described_start, find, stopped_early_message
+from launch.resuming import Resumption, check_agreement, check_unchanged, described_start, find, stopped_early_message, stopped_message
 from launch.saved_run import check_trust
 
 
@@ -57,3 +57,27 @@ def test_a_run_that_went_on_meanwhile_is_not_written_over(tmp_path):
     run_folder.RunLock(tmp_path).release()
     with contextlib.ExitStack() as held:
         assert claim_folder(config_of(tmp_path), settings, held, resumed_at=8) == tmp_path
+
+
+def test_what_another_run_wrote_since_is_not_replaced(tmp_path):
+    begun = Resumption(None, None, in_place=False, finished=False, run={})
+    gone_on = Resumption(tmp_path / "checkpoint-8", None, in_place=True, finished=False, run={})
+    check_unchanged(begun, tmp_path)
+    check_unchanged(gone_on, tmp_path)
+    CheckpointStore(tmp_path).write(8, lambda folder: (folder / "x").write_text("x"))
+    with pytest.raises(CheckpointError, match=r"got its first checkpoint, checkpoint-8, after"):
+        check_unchanged(begun, tmp_path)
+    run_folder.write_json(tmp_path / run_folder.ALL_RESULTS_FILE, {})
+    with pytest.raises(CheckpointError, match="was finished by another run"):
+        check_unchanged(gone_on, tmp_path)
+
+
+def test_ranks_that_see_a_finished_run_and_ranks_that_do_not_end_alike(monkeypatch):
+    monkeypatch.setattr(distributed, "all_gather_object", lambda mine: [mine, (0, False), None])
+    with pytest.raises(CheckpointError, match=r"by rank: step 0, finished; step 0; nothing"):
+        check_agreement(Resumption(None, None, in_place=True, finished=True, run={}))
+
+
+def test_a_stop_before_the_first_step_says_that_the_folder_is_taken_and_how_to_begin_there():
+    said = stopped_message("SIGTERM", 0, 9, Path("runs/a"))
+    assert said.endswith("runs/a is this run's now; to begin there after all, add --output_dir runs/a --resume_from_checkpoint auto")
