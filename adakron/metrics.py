@@ -99,9 +99,7 @@ class MetricRecorder:
         """The interval's reduced values, equal on every rank; starts a new interval."""
         names = sorted(self._values)
         local = {}
-        for name in names:
-            # The only place where the host waits for the device: once per interval.
-            stacked = torch.stack([value.cpu().double() for value in self._values[name]])
+        for name, stacked in self._on_host().items():
             kind = self._reduce[name]
             local[name] = stacked.max() if kind == "max" else stacked[-1] if kind == "last" else stacked.mean()
         totals = self._over_ranks(local, "sum", distributed.all_reduce_sum)
@@ -117,7 +115,12 @@ class MetricRecorder:
 
     def unlogged(self) -> Unlogged:
         """This rank's values since the last flush, for a checkpoint between two log lines. Waits for the device."""
-        return {name: (self._reduce[name], [float(value) for value in values]) for name, values in self._values.items()}
+        return {name: (self._reduce[name], values.tolist()) for name, values in self._on_host().items()}
+
+    def _on_host(self) -> dict[str, Tensor]:
+        counts = [len(values) for values in self._values.values()]
+        flat = on_host([value for values in self._values.values() for value in values])
+        return dict(zip(self._values, flat.split(counts) if counts else (), strict=True))
 
     def restore(self, unlogged: Unlogged) -> None:
         """Take up an interval where `unlogged` left it."""
@@ -134,6 +137,15 @@ class MetricRecorder:
         """Close every sink."""
         for sink in self._sinks:
             sink.close()
+
+
+def on_host(scalars: Sequence[Tensor]) -> Tensor:
+    """The scalars in fp64 on the host, in their order. It waits for a device once, however many of its values there are."""
+    collected = torch.zeros(len(scalars), dtype=torch.float64)
+    for device in {scalar.device for scalar in scalars}:
+        places = [place for place, scalar in enumerate(scalars) if scalar.device == device]
+        collected[places] = torch.stack([scalars[place].double() for place in places]).cpu()
+    return collected
 
 
 def share_unlogged(ranks: Sequence[Unlogged], rank: int) -> Unlogged:

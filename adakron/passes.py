@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -85,7 +86,8 @@ class StepPasses:
         self._task = task
         self._train = train
         self._pad_token_id = pad_token_id
-        self._loss = MicroBatchLoss(engine, task, consistency_weight, before_pass)
+        self._losses = partial(MicroBatchLoss, task=task, consistency_weight=consistency_weight, before_pass=before_pass)
+        self._loss = self._losses(engine)
 
     def gradient(self, batch: GlobalBatch) -> StepLosses:
         """Forward and backward of this rank's micro-batches; the engine then holds the step's gradient. All ranks together."""
@@ -105,8 +107,8 @@ class StepPasses:
         """
         total: dict[str, Tensor] = {}
         for place in places:
-            with self._engine.off_the_record():
-                loss_sum, disagreement_sum = self._sums(place)
+            with self._engine.without_accumulating() as model:
+                loss_sum, disagreement_sum = self._sums(place, self._losses(model))
                 part = self._engine.gradient_of(loss_sum + self._loss.consistency_weight * disagreement_sum, targets)
             total = {name: total[name] + tensor if total else tensor for name, tensor in part.items()}
         return total
@@ -129,12 +131,12 @@ class StepPasses:
 
     def micro_batch(self, place: ForwardPass, targets: int) -> tuple[Tensor, Tensor]:
         """Forward and backward of one micro-batch; its sums of loss and disagreement. targets: of the whole step."""
-        loss_sum, disagreement_sum = self._sums(place)
+        loss_sum, disagreement_sum = self._sums(place, self._loss)
         self._engine.backward(loss_sum + self._loss.consistency_weight * disagreement_sum, targets)
         return loss_sum.detach(), disagreement_sum.detach()
 
-    def _sums(self, place: ForwardPass) -> tuple[Tensor, Tensor]:
-        loss_sum, disagreement_sum = self._loss.sums(to_device(self.collate(place), self._engine.device), place)
+    def _sums(self, place: ForwardPass, loss: MicroBatchLoss) -> tuple[Tensor, Tensor]:
+        loss_sum, disagreement_sum = loss.sums(to_device(self.collate(place), self._engine.device), place)
         if place.filler:
             # This rank has no examples left, but its peers wait for its gradients.
             return loss_sum * 0.0, disagreement_sum * 0.0

@@ -39,7 +39,7 @@ class RunLock:
         except OSError as error:
             raise ConfigError(
                 f"{folder} cannot be locked for writing ({error.strerror}): a run needs a folder that it can write; change its "
-                "permissions, or name another folder (--output_dir)"
+                "permissions, or name another folder (of a training: --output_dir)"
             ) from error
         try:
             self._acquire(folder)
@@ -59,7 +59,9 @@ class RunLock:
                 time.sleep(0.02)
             except OSError as error:
                 if error.errno not in _NO_LOCKS:
-                    raise ConfigError(f"{folder} cannot be locked ({error.strerror}); name another folder (--output_dir)") from error
+                    raise ConfigError(
+                        f"{folder} cannot be locked ({error.strerror}); name another folder (of a training: --output_dir)"
+                    ) from error
                 logger.warning("%s is on a file system without locks (%s): start no second run in it", folder, error.strerror)
                 break
         # For the message of whoever comes second; a full disk must not keep the first one from starting.
@@ -105,5 +107,5 @@ def _taken(folder: Path) -> ConfigError:
         who = "another process"
     return ConfigError(
         f"{folder} is being written by {who}: one run at a time may write a folder; wait for it, end it, or name another folder "
-        "(--output_dir)"
+        "(of a training: --output_dir)"
     )

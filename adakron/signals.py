@@ -60,7 +60,9 @@ class SignalListener:
 
     def _note(self, received: signal.Signals) -> None:
         if not self._deferred:
-            leave(EXIT_STOPPED, f"stopped by {received.name} before training began; nothing was written")
+            # Whichever rank was signalled says so: a signal to one alone ends all, and the others only know that it is gone.
+            _say(f"{_of_rank()}stopped by {received.name} before training began; nothing was written")
+            os._exit(EXIT_STOPPED)
         now = time.monotonic()
         if received == signal.SIGINT:
             since = now - self._last_interrupt if self._last_interrupt is not None else None
@@ -79,6 +81,11 @@ def leave(code: int, text: str) -> None:
     if os.environ.get("LOCAL_RANK", "0") == "0":
         _say(text)
     os._exit(code)
+
+
+def _of_rank() -> str:
+    rank = os.environ.get("RANK", "0")
+    return f"rank {rank}: " if rank != "0" else ""
 
 
 def _say(text: str) -> None:

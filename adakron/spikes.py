@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from adakron import distributed
+from adakron.metrics import on_host
 
 WINDOW = 64
 """Steps that a step is compared with, at most."""
@@ -42,7 +43,7 @@ class LossSpikes:
         """The highest score of the steps since the last flush, equal on all ranks. All ranks together; 0 where there was no step."""
         if not self._pending:
             return 0.0
-        losses = distributed.all_reduce_sum(torch.stack([share.cpu().double() for share in self._pending]))
+        losses = distributed.all_reduce_sum(on_host(self._pending))
         self._pending.clear()
         return max(self._score(loss) for loss in losses.tolist())
 
@@ -53,7 +54,7 @@ class LossSpikes:
 
     def state(self) -> dict[str, Any]:
         """What `load_state` needs to go on as if nothing had happened; pending is of this rank alone."""
-        return {"window": list(self._window), "pending": [float(share) for share in self._pending]}
+        return {"window": list(self._window), "pending": on_host(self._pending).tolist()}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Take over what `state` gave."""

@@ -191,9 +191,10 @@ def parse_yaml(text: str) -> Any:
 
 @contextmanager
 def time_limit(seconds: float, what: str) -> Iterator[None]:
-    """End a block that takes longer with an UnreadableError; what: the doing, for the message.
+    """End a block that computes longer with an UnreadableError; what: the doing, for the message. Waiting (a slow disk) does not count.
 
-    For code that looks for signals (Python's own, its regular expressions). Without effect outside the main thread.
+    seconds: of this process's time on the CPU, all threads together. For code that looks for signals (Python's own, its regular
+    expressions). Without effect outside the main thread.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -202,11 +203,11 @@ def time_limit(seconds: float, what: str) -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> NoReturn:
         raise UnreadableError(f"{what} takes more than {seconds:g} seconds")
 
-    handler = signal.signal(signal.SIGALRM, stop)
+    handler = signal.signal(signal.SIGVTALRM, stop)
     # Somebody else's alarm comes first where it is due first, and is set again afterwards.
-    left, interval = signal.setitimer(signal.ITIMER_REAL, seconds)
+    left, interval = signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, left, interval)
-        signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_VIRTUAL, left, interval)
+        signal.signal(signal.SIGVTALRM, handler)

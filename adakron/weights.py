@@ -45,9 +45,3 @@ def gathered(parameters: Iterable[Tensor]) -> Iterator[None]:
     finally:
         if apart:
             apart[0].partition(param_list=apart, has_been_updated=False)
-
-
-def whole(parameter: Tensor) -> Tensor:
-    """A copy of the whole parameter, without its history. All ranks together, where it is partitioned."""
-    with gathered([parameter]):
-        return parameter.detach().clone()

@@ -115,7 +115,8 @@ def partitioning(
 ) -> contextlib.AbstractContextManager[None] | None:
     """What the backbone's weights are read in, so that ZeRO stage 3 has them partitioned from the start; None: read whole.
 
-    PEFT's methods get a whole backbone at every stage, for their initialisations may read weights. Entering forms the group.
+    PEFT's methods get a whole backbone at every stage, for their initialisations may read weights. Entering forms the group: the other
+    ranks wait for one that fails after it, and a signal still ends its rank at once (`SignalListener.defer` comes later).
     """
     if settings.stage < 3 or config.adapter.preset is None:
         return None

@@ -38,7 +38,7 @@ EXIT_DAMAGED = 1
 
 
 class _Parser(argparse.ArgumentParser):
-    # Not launch.arguments.Parser: that loads transformers, seconds for a listing.
+    # Not launch.arguments.Parser: that takes its flags from configuration classes, and has no commands.
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}; --help lists every flag")
 

@@ -44,7 +44,7 @@ def execute(main: Callable[[Sequence[str], World], int | None]) -> NoReturn:
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except BaseException as error:
         print(redact("".join(traceback.format_exception(error))), file=sys.stderr)
-        code = 1
+        code = EXIT_UNEXPECTED
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(BrokenPipeError):  # `| head` has seen enough

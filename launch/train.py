@@ -1,6 +1,8 @@
 """Fine-tune a frozen transformer with Kronecker adapters: `deepspeed launch/train.py --deepspeed ds_configs/zero2.json`.
 
-Everything that can be wrong with the input is found before a process group is formed: flags, JSON, output folder, data, model.
+What can be wrong with the input is found before a process group is formed: flags, JSON, output folder, data, model. At ZeRO stage 3
+with a method of ours the group is formed to read the backbone's weights: flags, JSON, folder, data, method and architecture are checked
+before, what the weights and the encoded examples show after it.
 """
 
 import sys

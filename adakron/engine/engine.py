@@ -8,24 +8,32 @@ gradients over ranks, and DeepSpeed's own division by the accumulation steps is 
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import deepspeed
 import torch
-from deepspeed.utils import safe_get_full_fp32_param
 from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-from adakron import distributed
+from adakron import distributed, weights
 from adakron.config import TrainingConfig
 from adakron.engine.ds_config import DeepSpeedSettings
 from adakron.engine.partitioning import cast_partitioned
-from adakron.engine.state import EngineState, LossScaleState, check_fits, fragments, gather, scatter
+from adakron.engine.state import (
+    KINDS,
+    EngineState,
+    LossScaleState,
+    check_fits,
+    flat_tensors,
+    fragments,
+    gather,
+    refresh_parameters,
+    scatter,
+)
 from adakron.engine.upstream import quiet_initialisation, ready_deepspeed
 from adakron.errors import ConfigError, NumericalError
-from adakron.weights import DTYPES
 
 MOST_SKIPS_IN_A_ROW = 40
 """fp16's dynamic loss scale starts at 2^16 or above and halves at each overflow: healthy runs skip far fewer steps in a row."""
@@ -77,7 +85,7 @@ class TrainingEngine:
         self._world_size = distributed.world_size()
         ready_deepspeed(device)
         if settings.stage == 3:
-            cast_partitioned(model, DTYPES[settings.precision])
+            cast_partitioned(model, weights.DTYPES[settings.precision])
             for buffer in model.buffers():  # DeepSpeed moves those of whole models only
                 buffer.data = buffer.data.to(device)
         kind_of_optimizer = _ClippingAdamW if settings.stage == 0 else AdamW
@@ -96,7 +104,6 @@ class TrainingEngine:
         scheduler = LambdaLR(optimizer, lambda step: schedule_factor(kind, step, warmup, total_steps))
         with quiet_initialisation():
             self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, lr_scheduler=scheduler, config=settings.config)
-        self._forward: Callable[..., Any] = self._engine
         self._optimizer = optimizer
         self._scheduler = scheduler
         self._named = {name: p for name, p in self._engine.module.named_parameters() if p.requires_grad}
@@ -122,8 +129,11 @@ class TrainingEngine:
         return float(self._engine.optimizer.loss_scale) if self.precision == "fp16" else 1.0
 
     def __call__(self, **inputs: Tensor) -> Any:
-        """The model's output. Always through here, never through the bare module: ZeRO-3 gathers weights around this call."""
-        return self._forward(**inputs)
+        """The model's output, of a pass that `backward` follows or that needs no gradient.
+
+        For passes whose gradients must not reach the optimizer see `without_accumulating`.
+        """
+        return self._engine(**inputs)
 
     def train(self) -> None:
         """Dropout on."""
@@ -147,7 +157,7 @@ class TrainingEngine:
     def gradient_of(self, loss_sum: Tensor, global_targets: int) -> dict[str, Tensor]:
         """What `backward` would add, by parameter name, whole and in fp32, of this rank alone; nothing is accumulated.
 
-        Only inside `off_the_record`, all ranks together. See `backward` for the arguments.
+        Only inside `without_accumulating`, all ranks together. See `backward` for the arguments.
         """
         # Autograd hands these gradients out, so the hooks that give them to DeepSpeed never run.
         scale = self.loss_scale
@@ -160,13 +170,14 @@ class TrainingEngine:
         }
 
     @contextlib.contextmanager
-    def off_the_record(self) -> Iterator[None]:
-        """Forward passes whose gradients are asked for by `gradient_of` and never reach the optimizer."""
-        self._forward = self._engine.module
+    def without_accumulating(self) -> Iterator[nn.Module]:
+        """What to call in the engine's place for passes whose gradients `gradient_of` hands out and the optimizer never sees.
+
+        It is the bare module, whose own hooks gather its weights at ZeRO-3; DeepSpeed's call would expect a backward pass to follow.
+        """
         try:
-            yield
+            yield self._engine.module
         finally:
-            self._forward = self._engine
             if self.settings.stage == 3:
                 # As behind a backward pass of its own: the next forward pass starts a new walk through the partitioned modules.
                 self._engine.optimizer._get_param_coordinator().reset_step()
@@ -206,17 +217,11 @@ class TrainingEngine:
 
     def trainable_tensors(self) -> dict[str, Tensor]:
         """What trains, whole and in fp32 on the host, by parameter name. All ranks must call it together."""
-        tensors = {}
-        for name, parameter in self._named.items():
-            full = safe_get_full_fp32_param(parameter) if self.settings.stage else parameter
-            tensors[name] = full.detach().to("cpu", torch.float32, copy=True)
-        return tensors
+        return self._gather(("master",))[0]["master"]
 
     def state(self) -> EngineState:
         """All that training needs to go on, whole and on the host; equal on all ranks, which must call it together."""
-        stage = self.settings.stage
-        owned = fragments(self._engine.optimizer, stage, self._named)
-        tensors, steps = gather(owned, self._optimizer, self._shapes(), self.device, replicated=stage == 0)
+        tensors, steps = self._gather(KINDS)
         scale = None
         if self.precision == "fp16":
             scaler = self._engine.optimizer.loss_scaler
@@ -225,6 +230,11 @@ class TrainingEngine:
             scale = LossScaleState(float(scaler.cur_scale), *map(int, counters))
         return EngineState(tensors, steps, self.global_step, self.skipped_steps, self._skipped_in_a_row, scale)
 
+    def _gather(self, kinds: Sequence[str]) -> tuple[dict[str, dict[str, Tensor]], dict[str, int]]:
+        stage = self.settings.stage
+        owned = fragments(self._engine.optimizer, stage, self._named)
+        return gather(owned, self._optimizer, self._shapes(), self.device, replicated=stage == 0, kinds=kinds)
+
     def load_state(self, state: EngineState) -> None:
         """Go on from a state that any stage, precision and number of ranks saved. All ranks together, between steps.
 
@@ -232,19 +242,9 @@ class TrainingEngine:
         """
         check_fits(state, self._shapes())
         zero, stage = self._engine.optimizer, self.settings.stage
-        if stage == 3:
-            # Small parameters lie whole on every rank: they are taken apart, so that what is gathered below is what was loaded.
-            zero._partition_all_parameters()
-            flats = zero.fp32_partitioned_groups_flat
-        else:
-            flats = [tensor for group in self._optimizer.param_groups for tensor in group["params"]]
+        flats = flat_tensors(zero, stage, self._optimizer)
         scatter(state, fragments(zero, stage, self._named), flats, self._optimizer)
-        if stage == 3:
-            for group in range(len(flats)):
-                zero._reassign_or_swap_out_partitioned_parameters(group)
-            zero._post_step(set())
-        elif stage:
-            zero.update_lp_params()
+        refresh_parameters(zero, stage)
         if self.precision == "fp16" and state.loss_scale is not None and zero.loss_scaler.dynamic:
             scaler, saved = zero.loss_scaler, state.loss_scale
             scaler.cur_scale, scaler.cur_iter = saved.scale, saved.iteration
@@ -262,8 +262,7 @@ class TrainingEngine:
         scheduler._last_lr = rates
 
     def _shapes(self) -> dict[str, torch.Size]:
-        # At stage 3 a parameter's own shape is that of what happens to be gathered.
-        return {name: getattr(p, "ds_shape", p.shape) for name, p in self._named.items()}
+        return {name: torch.Size(weights.shape(parameter)) for name, parameter in self._named.items()}
 
     def load_for_evaluation(self, tensors: Mapping[str, Tensor]) -> None:
         """Replace the trainable parameters in the model, not in the optimizer: no training step may follow."""

@@ -91,17 +91,23 @@ def fragments(zero: Any, stage: int, named: Mapping[str, Any]) -> list[Fragment]
 
 
 def gather(
-    owned: Sequence[Fragment], optimizer: AdamW, shapes: Mapping[str, torch.Size], device: torch.device, *, replicated: bool
+    owned: Sequence[Fragment],
+    optimizer: AdamW,
+    shapes: Mapping[str, torch.Size],
+    device: torch.device,
+    *,
+    replicated: bool,
+    kinds: Sequence[str] = KINDS,
 ) -> tuple[dict[str, dict[str, Tensor]], dict[str, int]]:
-    """(tensors, steps) as `EngineState` has them. All ranks together. replicated: every rank owns everything."""
+    """(tensors, steps) as `EngineState` has them, of some kinds. All ranks together. replicated: every rank owns everything."""
     by_name = {fragment.name: fragment for fragment in owned}
-    tensors: dict[str, dict[str, Tensor]] = {kind: {} for kind in KINDS}
+    tensors: dict[str, dict[str, Tensor]] = {kind: {} for kind in kinds}
     steps: dict[str, int] = {}
     for names in _buckets(shapes):
         sizes = [shapes[name].numel() for name in names]
-        whole = torch.zeros(len(KINDS) * sum(sizes) + len(names), dtype=torch.float32, device=device)
-        *parts, counts = whole.split([*sizes * len(KINDS), len(names)])
-        for (kind, name), part in zip(((kind, name) for kind in KINDS for name in names), parts, strict=True):
+        whole = torch.zeros(len(kinds) * sum(sizes) + len(names), dtype=torch.float32, device=device)
+        *parts, counts = whole.split([*sizes * len(kinds), len(names)])
+        for (kind, name), part in zip(((kind, name) for kind in kinds for name in names), parts, strict=True):
             if name in by_name:
                 fragment = by_name[name]
                 source = _kept(fragment.flat, kind, optimizer)
@@ -113,7 +119,7 @@ def gather(
         if not replicated:
             # As integers: every element has one owner and zeros elsewhere, so the sum keeps each bit, the sign of a zero too.
             distributed.all_reduce_sum(whole.view(torch.int32))
-        for (kind, name), part in zip(((kind, name) for kind in KINDS for name in names), parts, strict=True):
+        for (kind, name), part in zip(((kind, name) for kind in kinds for name in names), parts, strict=True):
             tensors[kind][name] = part.to("cpu", copy=True).view(shapes[name])
         steps |= {name: int(count) for name, count in zip(names, counts.tolist(), strict=True)}
     return tensors, steps
@@ -138,6 +144,25 @@ def scatter(state: EngineState, owned: Sequence[Fragment], flats: Sequence[Tenso
             target = fragment.flat if kind == "master" else optimizer.state[fragment.flat][kind]
             source = state.tensors[kind][fragment.name].reshape(-1)[fragment.start : fragment.start + fragment.numel]
             fragment.of(target).copy_(source)
+
+
+def flat_tensors(zero: Any, stage: int, optimizer: AdamW) -> list[Tensor]:
+    """All tensors that the optimizer updates, before a state is loaded into them. zero: DeepSpeed's optimizer."""
+    if stage == 3:
+        # Small parameters lie whole on every rank: they are taken apart, so that what is gathered later is what was loaded.
+        zero._partition_all_parameters()
+        return list(zero.fp32_partitioned_groups_flat)
+    return [tensor for group in optimizer.param_groups for tensor in group["params"]]
+
+
+def refresh_parameters(zero: Any, stage: int) -> None:
+    """Make the model's own parameters those that the optimizer holds. zero: DeepSpeed's optimizer."""
+    if stage == 3:
+        for group in range(len(zero.fp32_partitioned_groups_flat)):
+            zero._reassign_or_swap_out_partitioned_parameters(group)
+        zero._post_step(set())
+    elif stage:
+        zero.update_lp_params()
 
 
 def check_fits(state: EngineState, shapes: Mapping[str, torch.Size]) -> None:

@@ -7,12 +7,10 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from datetime import timedelta
 from pathlib import Path
 
 import torch
 
-from adakron.distributed import DEFAULT_TIMEOUT
 from adakron.log import get_logger
 
 logger = get_logger(__name__)
@@ -41,7 +39,7 @@ def stale_build_locks(folder: Path, now: float) -> list[Path]:
     return sorted(found)
 
 
-def ready_deepspeed(device: torch.device, timeout: timedelta = DEFAULT_TIMEOUT) -> None:
+def ready_deepspeed(device: torch.device) -> None:
     """Prepare DeepSpeed's communication on the process group that already exists. No operator is compiled.
 
     On a CPU `deepspeed.init_distributed` would build a shared-memory operator (30-75 s, a compiler and ninja needed) that
@@ -56,7 +54,7 @@ def ready_deepspeed(device: torch.device, timeout: timedelta = DEFAULT_TIMEOUT) 
     if device.type == "cpu":
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if not comm.is_initialized():
-        deepspeed.init_distributed(dist_backend="gloo" if device.type == "cpu" else "nccl", timeout=timeout, verbose=False)
+        deepspeed.init_distributed(dist_backend="gloo" if device.type == "cpu" else "nccl", verbose=False)
 
 
 @contextlib.contextmanager

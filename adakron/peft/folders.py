@@ -2,7 +2,7 @@
 
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,10 @@ from adakron.backbone import is_inside
 from adakron.errors import CheckpointError
 from adakron.fingerprint import BackboneFingerprint, backbone_differences
 from adakron.peft.methods import ADAPTER_NAME, NAME_PREFIX, Attached, cast_buffers, named_tensors, quiet_peft
+from adakron.placement import matched
 from adakron.tensor_file import read_tensor_file
-from adakron.untrusted import UnreadableError, read_json, time_limit
+from adakron.untrusted import UnreadableError, read_json
 
-_MATCHING_SECONDS = 600.0
 _COPIES = ("original_module", "modules_to_save")
 
 
@@ -115,8 +115,8 @@ def check_backbone(
         report_differences(found, model, folder, saved["base_model"], allow_other_backbone=allow_other_backbone)
 
 
-def _check_settings(path: Path) -> None:
-    """CheckpointError where PEFT's own configuration is no such file, or would import a module that it names."""
+def _read_settings(path: Path) -> dict[str, Any]:
+    """What PEFT's own configuration says. CheckpointError where it is no such file, or would import a module that it names."""
     try:
         content = read_json(path)
     except (OSError, UnreadableError) as error:
@@ -128,6 +128,22 @@ def _check_settings(path: Path) -> None:
         raise CheckpointError(
             f"{path} sets {' and '.join(named)}, which lead PEFT to import modules by name; this trainer writes null there"
         )
+    return content
+
+
+def _check_expressions(settings: Mapping[str, Any], names: Sequence[str]) -> None:
+    """ConfigError where PEFT would match the modules' names with an expression that does not end."""
+    for setting in ("target_modules", "exclude_modules", "feedforward_modules"):
+        if isinstance(settings.get(setting), str):
+            matched(setting, settings[setting], names)
+    # As PEFT puts them into expressions of its own: the keys of *_pattern, and every one of these lists.
+    for setting in ("rank_pattern", "alpha_pattern"):
+        for key in settings.get(setting) or ():
+            matched(setting, rf"(.*\.)?({key})", names)
+    for setting, expression in (("layers_pattern", r"(?:^|.*?\.){}\.\d+\..*"), ("modules_to_save", r"(^|.*\.){}($|\..*)")):
+        value = settings.get(setting) or ()
+        for part in [value] if isinstance(value, str) else value:
+            matched(setting, expression.replace("{}", str(part)), names)
 
 
 @torch.no_grad()
@@ -138,13 +154,13 @@ def load(model: PreTrainedModel, folder: str | Path, dtype: torch.dtype = torch.
     Raises CheckpointError where PEFT cannot read the folder, or where tensors are missing or left over, which PEFT lets pass.
     """
     backbone = {id(tensor) for _, tensor in named_tensors(model)}
-    _check_settings(Path(folder) / CONFIG_FILE)
+    settings = _read_settings(Path(folder) / CONFIG_FILE)
     stored = set(read_tensor_file(Path(folder) / WEIGHTS_FILE, integers=True))
     try:
         with quiet_peft():
             warnings.filterwarnings("ignore", message="Found missing adapter keys")  # found below, with those left over
-            with time_limit(_MATCHING_SECONDS, "loading it"):  # its regular expressions
-                loaded = PeftModel.from_pretrained(model, str(folder))
+            _check_expressions(settings, [name for name, _ in model.named_modules()])
+            loaded = PeftModel.from_pretrained(model, str(folder))
             expected = set(get_peft_model_state_dict(loaded, adapter_name=ADAPTER_NAME, save_embedding_layers=False))
             # Where LoRA trains all biases, PEFT lists those of both copies of the head, too.
             copies = [name for name, module in loaded.named_modules() if isinstance(module, ModulesToSaveWrapper)]

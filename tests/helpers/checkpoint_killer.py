@@ -69,7 +69,7 @@ class Inspection:
         found = store.newest_good()
         newest = found.checkpoint
         if newest is None or not any(newest.step == version[0] and holds(newest.path, version) for version in allowed):
-            self.failures.append(f"{label}: newest is {newest}, not one of {allowed}; {found.reasons()}")
+            self.failures.append(f"{label}: newest is {newest}, not one of {allowed}; {found.rejected}")
         for step, path in there.items():
             self.failures += [f"{label}: checkpoint-{step}: {problem}" for problem in verify(path)]
         for step, versions in kept.items():

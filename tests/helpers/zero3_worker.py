@@ -77,13 +77,18 @@ def load(folder: Path, settings: DeepSpeedSettings, device: torch.device, *, apa
     )
 
 
+def same(parameter: torch.Tensor, other: torch.Tensor) -> bool:
+    with weights.gathered([other]):
+        return torch.equal(parameter, other)
+
+
 def compare_loading(whole: Backbone, apart: Backbone) -> dict[str, Any]:
     parameters = dict(whole.model.named_parameters())
     other = dict(apart.model.named_parameters())
     assert parameters.keys() == other.keys()
     buffers = dict(whole.model.named_buffers())
     return {
-        "differing": [name for name, parameter in parameters.items() if not torch.equal(parameter, weights.whole(other[name]))],
+        "differing": [name for name, parameter in parameters.items() if not same(parameter, other[name])],
         "differing_buffers": [name for name, buffer in apart.model.named_buffers() if not torch.equal(buffer, buffers[name])],
         "shapes_agree": all(weights.shape(other[name]) == tuple(parameter.shape) for name, parameter in parameters.items()),
         "held_here": sum(parameter.ds_tensor.numel() for parameter in other.values()),

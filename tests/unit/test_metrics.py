@@ -17,6 +17,20 @@ def test_an_interval_is_the_mean_over_its_steps_and_the_maximum_where_asked():
     assert recorder.flush() == {}
 
 
+def test_values_reach_the_host_together_and_exactly(monkeypatch):
+    moved = []
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor, move=torch.Tensor.cpu: (moved.append(tensor.numel()), move(tensor))[1])
+    recorder, values = MetricRecorder(), [0.1, 0.7, 1e-30]
+    for value in values:
+        recorder.record("train/loss", torch.tensor(value), "sum")
+        recorder.record("train/rate", value)
+    single = [float(torch.tensor(value)) for value in values]
+    assert recorder.unlogged() == {"train/loss": ("sum", single), "train/rate": ("same", values)}
+    recorder.flush()
+    assert moved == [6, 6]
+    assert recorder.unlogged() == {}
+
+
 def test_sinks_hold_what_was_written(tmp_path):
     recorder = MetricRecorder([TensorBoardSink(tmp_path / "tb"), JsonLinesSink(tmp_path / "metrics.jsonl")])
     recorder.write(10, {"train/loss": 0.5})

@@ -48,6 +48,16 @@ def test_at_first_a_signal_ends_the_process(number):
     assert f"stopped by {number.name} before training began" in errors
 
 
+def test_at_first_the_rank_that_was_signalled_says_so(monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with listening() as process:
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=10)
+    assert process.returncode == EXIT_STOPPED
+    assert errors == "rank 1: stopped by SIGTERM before training began; nothing was written\n"
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_later_it_asks(number):
     with listening("defer") as process:

@@ -37,7 +37,7 @@ def test_checkpoints_are_written_named_and_found(store: CheckpointStore, tmp_pat
     assert store.checkpoints() == [Checkpoint(step, tmp_path / f"checkpoint-{step}") for step in (5, 10, 100)]
     assert (tmp_path / LATEST_FILE).read_text() == "checkpoint-100\n"
     found = store.newest_good()
-    assert found.checkpoint == store.latest == store.checkpoints()[-1] and found.rejected == () and found.reasons() == []
+    assert found.checkpoint == store.latest == store.checkpoints()[-1] and found.rejected == ()
 
 
 def test_an_empty_or_missing_run_has_none(tmp_path: Path) -> None:
@@ -78,8 +78,9 @@ def test_damage_falls_back_to_the_one_before_and_says_why(kind: str, store: Chec
     damage(tmp_path / "checkpoint-100")
     found = store.newest_good()
     assert found.checkpoint is not None and found.checkpoint.step == 10
-    (text,) = found.reasons()
-    assert text.startswith("checkpoint-100 is passed over: ")
+    (rejected,) = found.rejected
+    assert rejected.checkpoint.step == 100
+    text = "; ".join(rejected.problems)
     with pytest.raises(AssertionError, match=reason):
         raise AssertionError(text)
     damage(tmp_path / "checkpoint-10")

@@ -142,7 +142,9 @@ def test_a_folder_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.Monkey
         with as_nobody():
             found = store.newest_good()
             assert found.checkpoint is not None and found.checkpoint.step == 1
-            assert found.reasons() == ["checkpoint-2 is passed over: manifest.json cannot be read (Permission denied)"]
+            assert [(one.checkpoint.step, one.problems) for one in found.rejected] == [
+                (2, ("manifest.json cannot be read (Permission denied)",))
+            ]
         tmp_path.chmod(0)
         with as_nobody(), pytest.raises(CheckpointError, match=r"cannot be listed \(Permission denied\).*one that you may read"):
             store.newest_good()

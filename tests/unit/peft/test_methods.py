@@ -14,7 +14,7 @@ from peft import PeftModel
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from torch import Tensor
 
-from adakron import models, trainable
+from adakron import models, placement, trainable
 from adakron.backbone import NewParameters
 from adakron.config import AdapterConfig
 from adakron.errors import CheckpointError, ConfigError
@@ -403,3 +403,23 @@ def test_half_a_result_is_not_saved(tmp_path):
         with pytest.raises(CheckpointError, match=message):
             folders.save(tmp_path / "out", attached, tensors=broken, base_model="x", auto_class="AutoModel", model_options={})
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"target_modules": "(.+)+x"},
+        {"exclude_modules": "(.+)+x"},
+        {"rank_pattern": {"(.+)+x": 2}},
+        {"layers_pattern": ["(.+)+x"], "layers_to_transform": [0]},
+        {"modules_to_save": ["(.+)+x"]},
+    ],
+)
+@pytest.mark.timeout(30)
+def test_a_folder_whose_expressions_do_not_end_is_refused(settings, tmp_path, monkeypatch):
+    write(tmp_path, attach(tiny_model("bert"), adapter("lora"), seed=0), {"num_labels": 3})
+    monkeypatch.setattr(placement, "_MATCHING_SECONDS", 0.2)
+    file = tmp_path / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+    with pytest.raises(CheckpointError, match=rf"{next(iter(settings))} .* takes more than 0\.2 seconds"):
+        folders.load(tiny_model("bert"), tmp_path)
