@@ -1,8 +1,8 @@
 """Runs that are stopped, killed and gone on with: the end is that of a run which nobody disturbed."""
 
 import json
-import re
 import random
+import re
 import shutil
 import signal
 import time
