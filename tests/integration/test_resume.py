@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from adakron.checkpoint import newest_resumable
 from adakron.signals import EXIT_INTERRUPTED, EXIT_STOPPED
-from launch.saving import newest_good
 from tests.helpers import tiny
 from tests.helpers.interrupted import Running, running, send
 from tests.helpers.launch import Finished, deepspeed, logged, python
@@ -218,7 +218,7 @@ def test_a_second_interrupt_leaves_at_once_even_where_a_peer_hangs(tmp_path, lon
         hanging.kill()
         finished = run.finish()
     assert finished.returncode == EXIT_INTERRUPTED, finished.output
-    found = newest_good(run.folder)
+    found = newest_resumable(run.folder)
     assert found.checkpoint is not None
     assert not found.rejected
 
