@@ -143,6 +143,9 @@ def test_a_checkpoint_goes_on_under_other_ranks_and_another_stage(tmp_path, shor
     deviations = {name: float((found[name] - tensor).abs().max()) for name, tensor in expected.items()}
     assert max(deviations.values()) <= 1e-6, deviations
     assert logged(tmp_path / "other") == pytest.approx(logged(folder)[9:], abs=1e-6)
+    assert re.search(r"s since it went on at step 9; [0-9.]+ s of training in all", finished.stdout), finished.stdout
+    (entry,) = json.loads((tmp_path / "other" / "run.json").read_text())["resumed"]
+    assert (entry["step"], entry["world_size"], entry["stage"]) == (9, 2, 3)
 
 
 def test_what_must_not_change_is_named_at_once(tmp_path, short):
