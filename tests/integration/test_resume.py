@@ -185,6 +185,9 @@ def test_where_to_go_on(tmp_path, short):
     (copy / "all_results.json").unlink()
     state = copy / "checkpoint-20" / "training_state.safetensors"
     state.write_bytes(state.read_bytes()[:-100])
+    refused = python("launch/evaluate.py", str(state.parent))
+    assert refused.returncode == 2
+    assert "checkpoint-20 is damaged: training_state.safetensors has" in refused.stderr
     passed_over = one_rank(flags, *batch, *AUTO, "--output_dir", str(copy))
     assert passed_over.returncode == 0, passed_over.output
     assert "checkpoint-20 is passed over" in passed_over.stderr
