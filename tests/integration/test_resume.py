@@ -148,6 +148,26 @@ def test_a_checkpoint_goes_on_under_other_ranks_and_another_stage(tmp_path, shor
     assert (entry["step"], entry["world_size"], entry["stage"]) == (9, 2, 3)
 
 
+@pytest.mark.parametrize("stage", ["zero2_offload", "zero3_offload"])
+def test_a_checkpoint_goes_on_with_states_in_the_hosts_memory_and_from_there_without(tmp_path, short, stage):
+    flags, folder = short
+    batch = ("--per_device_train_batch_size", "8")
+    offloaded = tmp_path / "offloaded"
+    finished = one_rank(
+        flags, *batch, "--output_dir", str(offloaded), "--resume_from_checkpoint", str(folder / "checkpoint-9"), stage=stage
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.output
+    back = tmp_path / "back"
+    finished = one_rank(
+        flags, *batch, "--output_dir", str(back), "--resume_from_checkpoint", str(offloaded / "checkpoint-18")
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.output
+    expected = load_file(folder / "adapter_model.safetensors")
+    for place in (offloaded, back):
+        found = load_file(place / "adapter_model.safetensors")
+        assert max(float((found[name] - tensor).abs().max()) for name, tensor in expected.items()) <= 1e-6
+
+
 def test_what_must_not_change_is_named_at_once(tmp_path, short):
     flags, folder = short
     data = tiny.write_classification(tmp_path / "other", train=40)
