@@ -7,7 +7,7 @@ adapter will be wanted at the end. training_state.json holds the rest, trainer_s
 import dataclasses
 import json
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +138,11 @@ class BackgroundWriter:
         """Write soon. Raises what the write before raised."""
         self.wait()
         self._pending = self._thread.submit(write)
+
+    def settle(self) -> None:
+        """Wait for the write under way, if there is one; what it raised is left for `wait`."""
+        if self._pending is not None:
+            wait([self._pending])
 
     def wait(self) -> None:
         """Wait for the write under way, if there is one, and raise what it raised."""

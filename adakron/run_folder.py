@@ -8,6 +8,7 @@ import platform
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -86,9 +87,10 @@ def check_writable(folder: Path) -> None:
         raise ConfigError(f"{folder} cannot be written: no permission in {there}; name another folder (--output_dir, --logging_dir)")
 
 
-def claim(folder: Path, overwrite: bool) -> RunLock:
+def claim(folder: Path, overwrite: bool, unchanged: Callable[[], None] | None = None) -> RunLock:
     """Make the folder ours, empty of a former run where overwrite allows it. Only rank 0 calls it.
 
+    unchanged: called while nobody else can write there and nothing is deleted yet; may raise.
     Returns the lock to hold while the run writes. Raises ConfigError where another run got there since `check_free`.
     """
     check_free(folder, overwrite)
@@ -98,6 +100,8 @@ def claim(folder: Path, overwrite: bool) -> RunLock:
         raise _not_ready(folder, error) from error
     with contextlib.ExitStack() as held:
         lock = held.enter_context(RunLock(folder))
+        if unchanged is not None:
+            unchanged()
         try:
             if overwrite and (folder / RUN_FILE).exists():
                 _remove_run(folder)

@@ -27,7 +27,7 @@ class Found:
 
 
 def newest_good(folder: Path) -> Found:
-    """Look through a run's checkpoints, newest first: whole, and with a training state."""
+    """Look through a run's checkpoints, newest first: whole, with a training state, and every number of it finite."""
     rejected: dict[Path, str] = {}
     for one in CheckpointStore(folder).examined():
         path = one.checkpoint.path
@@ -80,6 +80,11 @@ class Saver:
         snapshot = take()
         if distributed.rank() == 0:
             self._writer.submit(lambda: self._write(snapshot))
+
+    def newest(self) -> Path | None:
+        """The newest checkpoint that can be resumed from, the one under way included. CheckpointError where none can be looked for."""
+        self._writer.settle()
+        return newest_good(self._folder).checkpoint
 
     def close(self) -> None:
         """Let a write under way end, whatever ends the run: the folder's lock must outlast it. This rank alone."""

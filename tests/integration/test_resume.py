@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 import signal
 import time
@@ -67,8 +68,9 @@ def assert_stopped(run: Running, asked: str) -> int:
     finished = run.finish()
     assert finished.returncode == EXIT_STOPPED, finished.output
     assert "Traceback" not in finished.stderr
-    assert f"stopped by {asked} at step " in finished.stderr
-    step = int(finished.stderr.split(f"stopped by {asked} at step ")[1].split()[0])
+    said = re.search(rf"stopped by {asked} (?:in the evaluation )?at step (\d+)", finished.stderr)
+    assert said, finished.stderr
+    step = int(said[1])
     assert steps_saved(run.folder)[-1] == step
     return step
 
