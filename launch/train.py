@@ -174,8 +174,8 @@ def _report(
         run.task.write_predictions(name, outputs, folder / f"predict_results_{name}.tsv")
     results = collect_results(run.config, result, scores, run.report, memory, wall)
     write_results(folder, results)
-    pairs = isinstance(run.task, TextClassificationTask) and len(run.task.spec.text_columns) == 2
-    print(summary_table(run.config, results, run.report, folder, pairs=pairs), flush=True)
+    texts = len(run.task.spec.text_columns) if isinstance(run.task, TextClassificationTask) else 0
+    print(summary_table(run.config, results, run.report, folder, texts=texts), flush=True)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ targets begin. A target is predicted from the token before it.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +38,17 @@ class CausalTask:
 
     def __init__(self, data: DataConfig, training: TrainingConfig):
         if training.do_predict:
-            raise ConfigError(f"do_predict: {_cannot_predict(data.task_name)}; drop --do_predict")
+            raise ConfigError(f"do_predict: {cannot_predict(data.task_name)}; drop --do_predict")
         self.name = data.task_name
         self._data = data
         self._label_smoothing = training.label_smoothing
 
     def splits(self) -> Mapping[str, datasets.Dataset]:
         """The checked splits that exist, by name."""
+        raise NotImplementedError
+
+    def texts(self, split: str) -> Iterator[str]:
+        """The split's texts, each as it is tokenised."""
         raise NotImplementedError
 
     def model_options(self) -> dict[str, Any]:
@@ -116,7 +120,7 @@ class CausalTask:
 
     def write_predictions(self, split: str, outputs: np.ndarray, path: Path) -> None:
         """ConfigError: what these tasks predict is text, which a decoder writes."""
-        raise ConfigError(_cannot_predict(self.name))
+        raise ConfigError(cannot_predict(self.name))
 
 
 def exponential(value: float) -> float:
@@ -124,7 +128,8 @@ def exponential(value: float) -> float:
     return math.exp(min(float(value), _LARGEST_EXPONENT))
 
 
-def _cannot_predict(name: str) -> str:
+def cannot_predict(name: str) -> str:
+    """Why launch/predict.py and --do_predict have nothing to write, and what to use instead."""
     if name == "lm":
         return "task lm has no predictions, only scores (launch/evaluate.py RUN)"
     return f"task {name} predicts by generating, which launch/generate.py does with a saved run"

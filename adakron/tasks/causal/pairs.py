@@ -100,6 +100,12 @@ class PairTask(CausalTask):
             except ValueError as error:
                 raise DataError(f"{raw.source}, row {number}: {error}") from None
 
+    def texts(self, split: str) -> Iterator[str]:
+        """Sources, then targets."""
+        rows = self.split(split)
+        yield from rows[_SOURCE]
+        yield from (f" {text}" for text in rows[_TARGET])
+
     def encode(self, split: str, tokenizer: PreTrainedTokenizerBase) -> EncodedSplit:
         """The tokenised split: labels (examples,) int64, where an example's targets begin. DataError where it has no targets."""
         rows = self.split(split)

@@ -1,7 +1,7 @@
 """Plain text: perplexity of a causal language model, per token and per word."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import datasets
@@ -38,6 +38,10 @@ class PlainTextTask(CausalTask):
         if self._loaded is None:
             self._loaded = _load(self._data)
         return self._loaded
+
+    def texts(self, split: str) -> Iterator[str]:
+        """The documents."""
+        yield from self.split(split)["text"]
 
     def encode(self, split: str, tokenizer: PreTrainedTokenizerBase) -> EncodedSplit:
         """The tokenised windows: labels (windows,) int64, where a window's targets begin."""
