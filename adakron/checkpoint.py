@@ -17,6 +17,7 @@ from adakron import run_folder
 from adakron.atomic import publish
 from adakron.engine.state import KINDS, EngineState, LossScaleState
 from adakron.errors import CheckpointError
+from adakron.store import CheckpointStore
 from adakron.tensor_file import read_tensor_file, write_tensor_file
 from adakron.train_state import Due, RankState, Snapshot, Sums, TrainState, check_rank
 
@@ -80,6 +81,32 @@ def read_training_state(folder: Path) -> SavedTraining:
             f"{folder} cannot be resumed from: its training state is damaged ({type(error).__name__}: {error}); resume from another"
             " checkpoint"
         ) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Resumable:
+    """The newest checkpoint that can be read and what it holds, or None; and why newer ones cannot be read, by folder."""
+
+    checkpoint: Path | None
+    saved: SavedTraining | None
+    rejected: Mapping[Path, str]
+
+
+def newest_resumable(folder: Path) -> Resumable:
+    """Look through a run's checkpoints, newest first: whole, with a training state, and every number of it finite."""
+    rejected: dict[Path, str] = {}
+    for one in CheckpointStore(folder).examined():
+        path = one.checkpoint.path
+        if one.problems:
+            rejected[path] = "; ".join(one.problems)
+            continue
+        try:
+            saved = read_training_state(path)
+        except CheckpointError as error:
+            rejected[path] = str(error)
+        else:
+            return Resumable(path, saved, rejected)
+    return Resumable(None, None, rejected)
 
 
 def _json(file: Path) -> Any:

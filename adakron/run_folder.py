@@ -65,6 +65,7 @@ def check_free(folder: Path, overwrite: bool) -> None:
     check_writable(folder)
     if not folder.is_dir():
         return
+    check_unlocked(folder)
     # A free lock is no content: it stays behind wherever a run started.
     content = sorted(entry.name for entry in folder.iterdir() if entry.name != LOCK_FILE)
     if content and not overwrite:
@@ -75,7 +76,6 @@ def check_free(folder: Path, overwrite: bool) -> None:
             f"output_dir {folder} is not empty and holds no run of this program ({', '.join(content[:3])}, ...): --overwrite_output_dir "
             "replaces runs only; name another folder (--output_dir)"
         )
-    check_unlocked(folder)
 
 
 def check_writable(folder: Path) -> None:

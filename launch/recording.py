@@ -105,8 +105,12 @@ def collect_results(
     report: ParameterReport,
     memory: float,
     wall: float,
+    resumed_from: int,
 ) -> dict[str, dict[str, Any]]:
-    """The flat numbers of train_results.json and eval_results.json."""
+    """The flat numbers of train_results.json and eval_results.json.
+
+    memory: peak in MiB. wall: seconds of this process, which went on at step resumed_from; everything else counts from step 0.
+    """
     seconds = max(1e-9, result.seconds)
     train = {
         "task": config.data.task_name,
@@ -131,6 +135,7 @@ def collect_results(
         "trainable_percent": report.trainable_percent,
         "peak_memory_mib": memory,
         "wall_seconds": wall,
+        "resumed_from_step": resumed_from,
     }
     return {"train": train, "eval": dict(scores or {})}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from adakron import distributed, run_folder
-from adakron.checkpoint import TRAINING_STATE_FILE, SavedTraining, read_training_state
+from adakron.checkpoint import TRAINING_STATE_FILE, SavedTraining, newest_resumable, read_training_state
 from adakron.config import DATA_FILES, RunConfig
 from adakron.errors import CheckpointError, ConfigError
 from adakron.fingerprint import BackboneFingerprint
@@ -18,7 +18,6 @@ from adakron.redaction import redact_values
 from adakron.store import CheckpointStore
 from adakron.tasks.base import EncodedSplit
 from adakron.trainer import Trainer
-from launch.saving import newest_good
 
 logger = get_logger(__name__)
 
@@ -115,7 +114,7 @@ def _says_nothing(folder: Path) -> bool:
 
 
 def _check_newest(source: _Source, folder: Path) -> None:
-    newest = newest_good(folder).checkpoint
+    newest = newest_resumable(folder).checkpoint
     if newest is not None and source.checkpoint is not None and newest.resolve() != source.checkpoint.resolve():
         raise ConfigError(
             f"resume_from_checkpoint {source.checkpoint}: the run has a newer checkpoint, {newest.name}, which going on from an older one"
@@ -149,7 +148,7 @@ def _named(path: Path) -> _Source:
 
 
 def _newest(folder: Path) -> _Source:
-    found = newest_good(folder)
+    found = newest_resumable(folder)
     for path, reason in found.rejected.items():
         logger.warning("%s is passed over: %s", path.name, reason)
     if found.checkpoint is None and found.rejected:
@@ -250,7 +249,7 @@ def check_unchanged(resumption: Resumption, folder: Path) -> None:
         return  # it goes on elsewhere
     # Only where there is a later one are all read again: it may be one that `find` passed over.
     later = any(one.step > resumption.step for one in CheckpointStore(folder).checkpoints())
-    newest = newest_good(folder).saved if later else None
+    newest = newest_resumable(folder).saved if later else None
     if newest is not None and newest.snapshot.step > resumption.step:
         raise CheckpointError(
             f"{folder} went on to step {newest.snapshot.step} after this run had read step {resumption.step}: another run wrote there;"

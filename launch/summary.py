@@ -27,7 +27,7 @@ def summary_table(
         ("backbone parameters", f"{report.backbone:,} ({_trained_share(report)})"),
         ("speed", f"{train['train_samples_per_second']:.1f} samples/s, {train['train_tokens_per_second']:,.0f} tokens/s (without padding)"),
         ("peak memory", f"{train['peak_memory_mib']:,.0f} MiB per rank"),
-        ("wall time", f"{train['wall_seconds']:.1f} s, {train['train_runtime']:.1f} s of it training"),
+        ("wall time", _wall_time(train)),
         ("output folder", str(folder)),
         ("evaluate", f"{python} launch/evaluate.py {shlex.quote(str(folder))}"),
         *([("predict", predict)] if texts else []),
@@ -37,6 +37,12 @@ def summary_table(
     body = [f"  {name:<{width}}  {value}" for name, value in rows]
     rule = "-" * min(100, max(len(line) for line in body))
     return "\n".join([rule, *body, rule])
+
+
+def _wall_time(train: Mapping[str, Any]) -> str:
+    wall, training = f"{train['wall_seconds']:.1f} s", f"{train['train_runtime']:.1f} s"
+    step = train["resumed_from_step"]
+    return f"{wall} since it went on at step {step}; {training} of training in all" if step else f"{wall}, {training} of it training"
 
 
 def _trained_share(report: ParameterReport) -> str:

@@ -172,7 +172,8 @@ def _report(
     """Predictions and results into the folder, the summary onto the screen. memory: peak in MiB. wall: seconds of this process."""
     for name, outputs in predictions.items():
         run.task.write_predictions(name, outputs, folder / f"predict_results_{name}.tsv")
-    results = collect_results(run.config, result, scores, run.report, memory, wall)
+    resumed_from = run.resumption.step if run.resumption is not None else 0
+    results = collect_results(run.config, result, scores, run.report, memory, wall, resumed_from)
     write_results(folder, results)
     texts = len(run.task.spec.text_columns) if isinstance(run.task, TextClassificationTask) else 0
     print(summary_table(run.config, results, run.report, folder, texts=texts), flush=True)

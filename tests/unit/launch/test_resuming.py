@@ -1,5 +1,6 @@
 import contextlib
 import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from adakron.store import CheckpointStore
 from adakron.train_state import Due, RankState, Snapshot, Sums, TrainState, random_states
 from launch.recording import claim_folder
 from launch.resuming import (
+    MAY_CHANGE,
     Resumption,
     check_agreement,
     check_same,
@@ -27,6 +29,7 @@ from launch.resuming import (
     stopped_message,
 )
 from launch.saved_run import check_trust
+from tests.helpers.launch import ROOT
 
 
 def test_a_resumption_says_where_it_begins_and_what_is_another_now():
@@ -151,3 +154,10 @@ def test_a_stop_before_the_first_step_says_that_the_folder_is_taken_and_how_to_b
     trainer = SimpleNamespace(step=0, total_steps=9, owes_evaluation=False)
     said = stopped_message("SIGTERM", trainer, Path("runs/a"))
     assert said.endswith("runs/a is this run's now; to begin there after all, add --output_dir runs/a --resume_from_checkpoint auto")
+
+
+def test_the_documentation_lists_what_may_change():
+    text = (ROOT / "docs" / "checkpoints.md").read_text(encoding="utf-8")
+    table = text[text.index("| what | flags |") : text.index("A finished run cannot be extended")]
+    said = {word for quoted in re.findall(r"`([a-z0-9_ ]+)`", table) for word in quoted.split()}
+    assert said == set().union(*MAY_CHANGE.values())

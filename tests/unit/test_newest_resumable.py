@@ -1,15 +1,14 @@
 import torch
 from safetensors.torch import save_file
 
-from adakron.checkpoint import TENSORS_FILE
+from adakron.checkpoint import TENSORS_FILE, newest_resumable
 from adakron.engine.state import KINDS
 from adakron.store import CheckpointStore
-from launch.saving import newest_good
 from tests.unit.launch.test_resuming import save
 
 
-def test_the_newest_good_checkpoint_is_whole_finite_and_can_be_resumed_from(tmp_path):
-    assert newest_good(tmp_path).checkpoint is None
+def test_the_newest_resumable_checkpoint_is_whole_and_finite(tmp_path):
+    assert newest_resumable(tmp_path).checkpoint is None
     for step in (9, 20, 30):
         save(tmp_path, step)
     (tmp_path / "checkpoint-30" / TENSORS_FILE).write_bytes((tmp_path / "checkpoint-9" / TENSORS_FILE).read_bytes())
@@ -27,7 +26,7 @@ def test_the_newest_good_checkpoint_is_whole_finite_and_can_be_resumed_from(tmp_
     store.write(103, lambda target: (target / "other").touch())
     (tmp_path / "checkpoint-104").mkdir()
     (tmp_path / "checkpoint-new").mkdir()
-    found = newest_good(tmp_path)
+    found = newest_resumable(tmp_path)
     assert found.checkpoint == tmp_path / "checkpoint-20"
     assert found.saved.snapshot.step == 20
     assert [path.name for path in found.rejected] == [f"checkpoint-{step}" for step in (104, 103, 101, 100, 30)]
