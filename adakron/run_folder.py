@@ -87,6 +87,15 @@ def check_writable(folder: Path) -> None:
         raise ConfigError(f"{folder} cannot be written: no permission in {there}; name another folder (--output_dir, --logging_dir)")
 
 
+def free_folder(name: str) -> Path:
+    """A folder that can be made or is empty; ConfigError else."""
+    folder = Path(name)
+    check_writable(folder)
+    if folder.is_dir() and any(folder.iterdir()):
+        raise ConfigError(f"output_dir {folder} is not empty, and nothing is overwritten; name another folder (--output_dir)")
+    return folder
+
+
 def claim(folder: Path, overwrite: bool, unchanged: Callable[[], None] | None = None) -> RunLock:
     """Make the folder ours, empty of a former run where overwrite allows it. Only rank 0 calls it.
 

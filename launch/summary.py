@@ -11,12 +11,13 @@ from adakron.trainable import ParameterReport
 
 
 def summary_table(
-    config: RunConfig, results: Mapping[str, Mapping[str, Any]], report: ParameterReport, folder: Path, *, pairs: bool = False
+    config: RunConfig, results: Mapping[str, Mapping[str, Any]], report: ParameterReport, folder: Path, *, texts: int = 1
 ) -> str:
-    """Task, metrics, parameters, speed, memory, time, folder and what to type next, one line each. pairs: the task reads two texts."""
-    second = f" --text_pair {shlex.quote('its second text')}" if pairs else ""
+    """Task, metrics, parameters, speed, memory, time, folder and what to type next, one line each. texts: those it predicts at once."""
+    second = f" --text_pair {shlex.quote('its second text')}" if texts == 2 else ""
     train, scores = results["train"], results["eval"]
     python = _interpreter()
+    predict = f"{python} launch/predict.py {shlex.quote(str(folder))} --text {shlex.quote('your text')}{second}"
     rows = [("task", f"{config.data.task_name} ({config.adapter.method}, seed {config.training.seed})")]
     rows += [(name, f"{value:.4f}") for name, value in scores.items() if name.startswith("eval_") and not _is_cost(name)]
     rows += [
@@ -29,7 +30,7 @@ def summary_table(
         ("wall time", _wall_time(train)),
         ("output folder", str(folder)),
         ("evaluate", f"{python} launch/evaluate.py {shlex.quote(str(folder))}"),
-        ("predict", f"{python} launch/predict.py {shlex.quote(str(folder))} --text {shlex.quote('your text')}{second}"),
+        *([("predict", predict)] if texts else []),
         ("watch", f"tensorboard --logdir {shlex.quote(str(folder))}"),
     ]
     width = max(len(name) for name, _ in rows)

@@ -175,8 +175,8 @@ def _report(
     resumed_from = run.resumption.step if run.resumption is not None else 0
     results = collect_results(run.config, result, scores, run.report, memory, wall, resumed_from)
     write_results(folder, results)
-    pairs = isinstance(run.task, TextClassificationTask) and len(run.task.spec.text_columns) == 2
-    print(summary_table(run.config, results, run.report, folder, pairs=pairs), flush=True)
+    texts = len(run.task.spec.text_columns) if isinstance(run.task, TextClassificationTask) else 0
+    print(summary_table(run.config, results, run.report, folder, texts=texts), flush=True)
 
 
 if __name__ == "__main__":
