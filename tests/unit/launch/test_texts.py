@@ -24,7 +24,7 @@ def test_targets_alone_are_written_a_line_each_in_a_seeded_order(tmp_path: Path)
     assert lines["one"] == lines["again"] != lines["two"]
     with pytest.raises(ConfigError, match="is there already"):
         texts.main([data, "--output_dir", str(tmp_path / "one")], ALONE)
-    for wrong in ("sst2=x", "e2e_nlg", f"{data} "):
+    for wrong in ("sst2=x", "e2e_nlg", data):
         with pytest.raises(ConfigError):
             texts.main([wrong, data, "--output_dir", str(tmp_path / "none")], ALONE)
     assert not (tmp_path / "none").exists()
