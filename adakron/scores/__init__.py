@@ -1,0 +1,1 @@
+"""Scores of texts that ship with the package and need no network."""
