@@ -38,7 +38,8 @@ _WRITTEN = TOKENIZER_FILES | {
     ALL_RESULTS_FILE, "adapter_config.json", "adapter_model.safetensors",
 }  # fmt: skip
 _WRITTEN_NAMES = re.compile(
-    r"predict_results_\w+\.tsv|\w+_((nbest_)?predictions|null_odds)\.json|nonfinite-step\d+-rank\d+(-\d+)?\.safetensors"
+    r"predict_results_\w+\.tsv|(train|validation|test)_(predictions|nbest_predictions|null_odds)\.json"
+    r"|nonfinite-step\d+-rank\d+(-\d+)?\.safetensors"
 )
 _PARTIAL = re.compile(r"\.(.+)\.[0-9]+\.partial")
 _VERSIONED = (

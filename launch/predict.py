@@ -41,7 +41,7 @@ def main(arguments: Sequence[str], world: World) -> None:
         raise ConfigError(
             f"{single} predicts the texts given and writes no file; drop --output_dir, --split and the data files, or {single}"
         )
-    if options.text and options.question or bool(options.question) != bool(options.context):
+    if (options.text and options.question) or bool(options.question) != bool(options.context):
         raise ConfigError("--question and --context belong together, and not to --text; give both, or neither")
     if options.text_pair and not options.text:
         raise ConfigError("--text_pair is the second text of a --text, and none is given; add --text, or name a file with --test_file")
@@ -98,9 +98,8 @@ def _predict_splits(run: SavedRun, options: argparse.Namespace, world: World) ->
         outputs = run.evaluator.outputs(run.model, encoded[name], "predicting")
         if world.rank == 0:
             run.task.write_predictions(name, outputs, folder)
-            print(
-                f"{len(run.task.splits()[name])} predictions in {', '.join(str(folder / file) for file in run.task.prediction_files(name))}"
-            )
+            files = ", ".join(str(folder / file) for file in run.task.prediction_files(name))
+            print(f"{len(run.task.splits()[name])} predictions in {files}")
 
 
 if __name__ == "__main__":

@@ -15,9 +15,9 @@ class DataConfig(Settings):
 
     task_name: str = flag(
         "quickstart",
-        "quickstart, a GLUE task (cola sst2 mrpc stsb qqp mnli qnli rte wnli) or text (own files); with a causal language model e2e_nlg,"
-        " webnlg_2017, dart, pairs (own sources and targets) or lm (plain text); with an encoder squad_v1, squad_v2, qa (own questions on"
-        " given contexts) or ner (own tagged words).",
+        "quickstart, a GLUE task (cola sst2 mrpc stsb qqp mnli qnli rte wnli), text (own texts), ner (own tagged words), squad_v1, squad_v2"
+        " or qa (own questions on contexts); with a causal language model e2e_nlg, webnlg_2017, dart, pairs (own sources and targets) or lm"
+        " (plain text).",
     )
     data_dir: str | None = flag(None, "Folder with train/validation[/test].{jsonl,csv,tsv,parquet}. Default: the hub, for GLUE.")
     train_file: str | None = flag(None, "Training file (jsonl, csv, tsv, parquet; task lm: a text file or a folder); wins over data_dir.")

@@ -95,16 +95,16 @@ def _places(
 ) -> dict[str, np.ndarray]:
     """Roles and characters of a window's tokens."""
     roles = np.zeros(len(ids), np.int32)
-    spans = np.full((2, len(ids)), -1, np.int32)
+    spans = np.full((2, len(ids)), -1, dtype=np.int32)
     if 1 in sequences:
         first = sequences.index(1)
         own = slice(first, first + sequences.count(1))
         roles[own] = CONTEXT
-        starts, ends = np.asarray(offsets[own], dtype=np.int64).T
-        spans[:, own] = trimmed(context, starts, ends)
+        places = np.asarray(offsets[own], dtype=np.int64)
+        spans[0, own], spans[1, own] = trimmed(context, places[:, 0], places[:, 1])
     # A tokenizer without such a token (GPT-2's) lets the first one stand for no answer.
-    found = np.flatnonzero(ids == null_token) if null_token is not None else ()
-    roles[int(found[0]) if len(found) else 0] = NULL
+    found = np.flatnonzero(ids == null_token) if null_token is not None else np.zeros(0, np.int64)
+    roles[found[:1] if len(found) else 0] = NULL
     return {"roles": roles, "char_starts": spans[0], "char_ends": spans[1]}
 
 

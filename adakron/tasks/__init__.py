@@ -9,10 +9,11 @@ from adakron.errors import ConfigError
 from adakron.tasks.base import Task
 from adakron.tasks.causal import PAIR_TASKS, PlainTextTask
 from adakron.tasks.glue import GLUE_TASKS, GlueTask, TextTask
+from adakron.tasks.ner import NerTask
 from adakron.tasks.qa import QA_TASKS, QuestionTask
 from adakron.tasks.quickstart import QuickstartTask
 
-TASK_NAMES = ("quickstart", *GLUE_TASKS, "text", *PAIR_TASKS, "lm", *QA_TASKS)
+TASK_NAMES = ("quickstart", *GLUE_TASKS, "text", *PAIR_TASKS, "lm", "ner", *QA_TASKS)
 
 _USED_BY: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("text_column", "text_pair_column", "label_column", "problem"), ("text",)),
@@ -42,6 +43,8 @@ def create_task(data: DataConfig, training: TrainingConfig, model_options: Mappi
         raise ConfigError(problems)
     if name == "text":
         return TextTask(data, training, saved_options=model_options)
+    if name == "ner":
+        return NerTask(data, training, saved_options=model_options)
     if name == "lm":
         return PlainTextTask(data, training)
     if name in QA_TASKS:
@@ -68,7 +71,7 @@ def _ignored_settings(data: DataConfig) -> list[str]:
 
 _REASONS = {
     "pack": "keeps every example in a row of its own",
-    "stride": "has no texts to be scored in windows",
+    "stride": "cuts no text into windows by it",
     "version_2_with_negative": "knows by itself whether a question may have no answer",
     "null_score_diff_threshold": "has no questions without an answer",
     **dict.fromkeys(("doc_stride", "n_best_size", "max_answer_length"), "has no questions on a context"),

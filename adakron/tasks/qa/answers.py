@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from adakron.data.encoding import TokenTable
-from adakron.tasks.qa.spans import Spans, WindowScores, best_spans
+from adakron.tasks.qa.spans import WindowScores, best_spans
 
 _NO_SPAN = -1e9
 """Stands for the score of the best span where a context has no token that a span could be made of."""

@@ -206,7 +206,7 @@ class QuestionTask:
         given = [*contexts] * len(questions) if len(contexts) == 1 else [*contexts]
         if len(given) != len(questions) or not all(text.strip() for text in (*questions, *given)):
             raise DataError(
-                f"got {len(questions)} questions and {len(contexts)} contexts; give --context once, or once per --question, and no empty text"
+                f"got {len(questions)} questions and {len(contexts)} contexts; give --context once, or once per --question, nothing empty"
             )
         rows = datasets.Dataset.from_dict({ID: [str(i) for i in range(len(given))], QUESTION: [*questions], CONTEXT: given})
         encoded, table = self._encoded(rows, tokenizer)
