@@ -99,9 +99,11 @@ def _best_threshold(
 
     0 where nothing beats that, whatever the odds are. A tie of odds is taken one by one, too, as in the official script.
     """
-    score = best = float(sum(not references[name] for name in raw))
+    score = best = float(sum(not answers for answers in references.values()))
     threshold = 0.0
-    for name in sorted(raw, key=lambda name: null_odds[name]):
+    for name in sorted(null_odds, key=lambda name: null_odds[name]):
+        if name not in raw:
+            continue
         if references[name]:
             score += raw[name]
         elif predictions[name]:
