@@ -55,7 +55,8 @@ def find_answers(
     null = _null_logits(scores, table.rows, len(contexts))
     for question, context in enumerate(contexts):
         own = slice(bounds[question], bounds[question + 1])
-        texts = [context[begin:end] for begin, end in zip(begins[own], ends[own], strict=True)]
+        # A span's last token may be nothing but white space, which is then still at the end of its text.
+        texts = [context[begin:end].rstrip() for begin, end in zip(begins[own], ends[own], strict=True)]
         start_logits, end_logits = spans.start_logits[own].tolist(), spans.end_logits[own].tolist()
         entries = list(zip(texts, start_logits, end_logits, strict=True))
         yield _answer(entries, null[question].tolist(), n_best, null_threshold)

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 
 from adakron.config import DataConfig, TrainingConfig
 from adakron.data.encoding import TokenTable
+from adakron.data.offsets import trimmed
 from adakron.errors import DataError
 from adakron.objectives import consistency_sum
 from adakron.packaged import packaged_minilm
@@ -180,6 +181,20 @@ def test_answers_stay_inside_of_max_answer_length(tmp_path: Path) -> None:
     logits[0, 1, 5] = 1.0
     (answer,) = answers_of(task_of(tmp_path, [row("a", "b")]), logits, threshold=None)
     assert answer.text == "b c d"
+
+
+def test_an_answer_does_not_end_with_the_space_that_is_its_last_token() -> None:
+    # SentencePiece cuts "his  hat" into "▁his", "▁" and "▁hat"; the token in the middle has no character that is not a space.
+    starts, ends = trimmed("his  hat", np.array([0, 3, 4]), np.array([3, 4, 8]))
+    table = TokenTable(
+        features={"roles": np.array([2, 1, 1, 1]), "char_starts": np.array([-1, *starts]), "char_ends": np.array([-1, *ends])},
+        offsets=np.array([0, 4]), truncated=0, rows=np.array([0]),
+    )  # fmt: skip
+    logits = torch.full((1, 2, 4), -9.0)
+    logits[0, 0, 1] = logits[0, 1, 2] = 9.0  # from "▁his" to "▁"
+    outputs = window_outputs(logits, torch.tensor([[2, 1, 1, 1]]), 3, torch.zeros(1)).numpy()
+    (answer,) = find_answers(WindowScores.of(outputs, 3), table, ["his  hat"], n_best=3, max_tokens=3, null_threshold=None)
+    assert answer.text == "his"
 
 
 def test_a_context_of_nothing_a_tokenizer_knows_has_no_answer() -> None:
