@@ -10,15 +10,9 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+import transformers
 from torch import Tensor, nn
-from transformers import GenerationConfig as LibraryConfig
-from transformers import (
-    LogitsProcessor,
-    LogitsProcessorList,
-    NoRepeatNGramLogitsProcessor,
-    PreTrainedTokenizerBase,
-    RepetitionPenaltyLogitsProcessor,
-)
+from transformers import PreTrainedTokenizerBase
 
 from adakron.config import GenerationConfig
 from adakron.data.sampler import evaluation_batches
@@ -38,15 +32,16 @@ class Row:
     text: str
 
 
-class _OfGenerated(LogitsProcessor):
+class _OfGenerated:
     """A processor that sees what was generated and not the prompt, as in the published code; so it sees no padding either."""
 
-    def __init__(self, inner: LogitsProcessor, prompt_width: int):
+    def __init__(self, inner: Any, prompt_width: int):
         self._inner = inner
         self._prompt_width = prompt_width
 
-    def __call__(self, input_ids: Any, scores: Any) -> Any:
-        return self._inner(input_ids[:, self._prompt_width :], scores)
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        scores_BV: Tensor = self._inner(input_ids[:, self._prompt_width :], scores)
+        return scores_BV
 
 
 class BeamDecoder:
@@ -81,7 +76,7 @@ class BeamDecoder:
         self.longest_prompt = longest_prompt(tokenizer, settings)
         """In tokens: what leaves room for max_new_tokens; longer prompts lose their beginning."""
         # A backbone's folder may ask for sampling or penalties of its own.
-        self._model.generation_config = LibraryConfig()
+        self._model.generation_config = transformers.GenerationConfig()
 
     def _check_experts(self) -> None:
         levels = {m.inference_level for m in self._model.modules() if isinstance(m, BottleneckAdapter) and m.num_experts > 1} - {3}
@@ -124,12 +119,12 @@ class BeamDecoder:
     def _until_end(self, tokens: list[int]) -> list[int]:
         return tokens[: next((place for place, token in enumerate(tokens) if token in self.ends), len(tokens))]
 
-    def _library_config(self) -> LibraryConfig:
+    def _library_config(self) -> transformers.GenerationConfig:
         settings, early = self._settings, {"never": "never", "false": False, "true": True}
         beams: dict[str, Any] = {}
         if settings.num_beams > 1:
             beams = {"length_penalty": settings.length_penalty, "early_stopping": early[settings.early_stopping]}
-        return LibraryConfig(
+        return transformers.GenerationConfig(
             do_sample=False,
             num_beams=settings.num_beams,
             max_new_tokens=settings.max_new_tokens,
@@ -142,13 +137,13 @@ class BeamDecoder:
             **beams,
         )
 
-    def _processors(self, prompt_width: int) -> LogitsProcessorList:
-        found: list[LogitsProcessor] = []
+    def _processors(self, prompt_width: int) -> Any:
+        found: list[Any] = []
         if self._settings.repetition_penalty != 1.0:
-            found.append(RepetitionPenaltyLogitsProcessor(self._settings.repetition_penalty))
+            found.append(transformers.RepetitionPenaltyLogitsProcessor(self._settings.repetition_penalty))
         if self._settings.no_repeat_ngram_size:
-            found.append(NoRepeatNGramLogitsProcessor(self._settings.no_repeat_ngram_size))
-        return LogitsProcessorList([_OfGenerated(processor, prompt_width) for processor in found])
+            found.append(transformers.NoRepeatNGramLogitsProcessor(self._settings.no_repeat_ngram_size))
+        return transformers.LogitsProcessorList([_OfGenerated(processor, prompt_width) for processor in found])
 
 
 def end_tokens(tokenizer: PreTrainedTokenizerBase, settings: GenerationConfig) -> tuple[int, ...]:
