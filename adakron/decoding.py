@@ -19,6 +19,7 @@ from adakron.data.sampler import evaluation_batches
 from adakron.distributed import World
 from adakron.errors import ConfigError
 from adakron.nn import BottleneckAdapter
+from adakron.pretrained import quiet_transformers
 from adakron.progress import GenerationProgress
 from adakron.tasks.causal.prompts import Prompts
 
@@ -96,13 +97,14 @@ class BeamDecoder:
         for row, prompt in enumerate(kept):
             ids_BT[row, width - len(prompt) :] = torch.from_numpy(prompt.astype(np.int64))
             mask_BT[row, width - len(prompt) :] = 1
-        output_BT: Tensor = self._model.generate(
-            input_ids=ids_BT.to(self._device),
-            attention_mask=mask_BT.to(self._device),
-            generation_config=self._library_config(),
-            logits_processor=self._processors(width),
-            synced_gpus=self.in_step,
-        )
+        with quiet_transformers():  # it takes the end that every prompt has for padding, and recommends a mask to mask it with
+            output_BT: Tensor = self._model.generate(
+                input_ids=ids_BT.to(self._device),
+                attention_mask=mask_BT.to(self._device),
+                generation_config=self._library_config(),
+                logits_processor=self._processors(width),
+                synced_gpus=self.in_step,
+            )
         return [self._until_end(row) for row in output_BT[:, width:].tolist()]
 
     def texts(self, prompts: Sequence[np.ndarray]) -> list[tuple[list[int], str]]:

@@ -8,11 +8,11 @@ taken off by the next one. All ranks must see the same folder.
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from adakron.atomic import sync_folder
+from adakron.atomic import rename_folder, sync_folder
 from adakron.errors import ConfigError
 from adakron.run_lock import LOCK_FILE
 
@@ -76,11 +76,28 @@ class RowStore:
             writer.close()
 
     def remove(self) -> None:
-        """Delete the folder, of which the rows are in their place by now; only what was written here. Twice does no harm."""
-        for file in [*self.folder.glob(_PARTS), self.folder / LOCK_FILE]:
-            file.unlink(missing_ok=True)
+        """Delete the folder, whose rows are in their place by now, with what was written here. Twice does no harm.
+
+        It steps aside in one rename, so a killed call leaves no part of the rows under its name.
+        """
+        aside = self.folder.with_name(f".{self.folder.name}.deleted")
         if self.folder.is_dir():
-            self.folder.rmdir()
+            _delete(aside)  # of a killed call
+            rename_folder(self.folder, aside)
+        _delete(aside)
+
+
+def holds_rows(folder: Path) -> bool:
+    """Whether a job is under way there, or was killed."""
+    return any(folder.glob(_PARTS))
+
+
+def _delete(folder: Path) -> None:
+    for file in [*folder.glob(_PARTS), folder / LOCK_FILE]:
+        file.unlink(missing_ok=True)
+    # Network file systems keep a lock that is still open under another name; what else lies there is somebody's.
+    with suppress(OSError):
+        folder.rmdir()
 
 
 class RowWriter:

@@ -10,7 +10,7 @@ from adakron import adapter_folder, run_folder
 from adakron.atomic import publish
 from adakron.config import GenerationConfig
 from adakron.errors import ConfigError
-from adakron.row_store import Row, RowStore
+from adakron.row_store import Row, RowStore, holds_rows
 from adakron.tasks.causal import Prompts
 from launch.saved_run import SavedRun
 
@@ -28,7 +28,7 @@ def folder_of(output: Path) -> Path:
 def check_output(output: Path) -> None:
     """ConfigError where a generation can neither begin nor go on with this file. Changes nothing."""
     run_folder.check_writable(output.parent)
-    if not folder_of(output).is_dir():  # else a generation goes on, and its files, if any, are written again
+    if not holds_rows(folder_of(output)):  # else a generation goes on, and its files, if any, are written again
         taken = [str(file) for file in files_of(output) if file.exists()]
         if taken:
             raise ConfigError(f"{', '.join(taken)} exists; name another file with --output_file, or delete it")
