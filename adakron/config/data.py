@@ -15,8 +15,8 @@ class DataConfig(Settings):
 
     task_name: str = flag(
         "quickstart",
-        "quickstart, a GLUE task (cola sst2 mrpc stsb qqp mnli qnli rte wnli) or text (own files); with a causal language model e2e_nlg,"
-        " webnlg_2017, dart, pairs (own sources and targets) or lm (plain text).",
+        "quickstart, a GLUE task (cola sst2 mrpc stsb qqp mnli qnli rte wnli), text (own texts) or ner (own tagged words); with a causal"
+        " language model e2e_nlg, webnlg_2017, dart, pairs (own sources and targets) or lm (plain text).",
     )
     data_dir: str | None = flag(None, "Folder with train/validation[/test].{jsonl,csv,tsv,parquet}. Default: the hub, for GLUE.")
     train_file: str | None = flag(None, "Training file (jsonl, csv, tsv, parquet; task lm: a text file or a folder); wins over data_dir.")

@@ -9,9 +9,10 @@ from adakron.errors import ConfigError
 from adakron.tasks.base import Task
 from adakron.tasks.causal import PAIR_TASKS, PlainTextTask
 from adakron.tasks.glue import GLUE_TASKS, GlueTask, TextTask
+from adakron.tasks.ner import NerTask
 from adakron.tasks.quickstart import QuickstartTask
 
-TASK_NAMES = ("quickstart", *GLUE_TASKS, "text", *PAIR_TASKS, "lm")
+TASK_NAMES = ("quickstart", *GLUE_TASKS, "text", *PAIR_TASKS, "lm", "ner")
 
 _USED_BY: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("text_column", "text_pair_column", "label_column", "problem"), ("text",)),
@@ -38,6 +39,8 @@ def create_task(data: DataConfig, training: TrainingConfig, model_options: Mappi
         raise ConfigError(problems)
     if name == "text":
         return TextTask(data, training, saved_options=model_options)
+    if name == "ner":
+        return NerTask(data, training, saved_options=model_options)
     if name == "lm":
         return PlainTextTask(data, training)
     if name in PAIR_TASKS:
