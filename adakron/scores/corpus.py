@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 from adakron.errors import DataError
 from adakron.scores.profiles import Profile
@@ -44,15 +43,6 @@ class Corpus:
         chosen.profile = self.profile
         chosen.segments = [self.segments[position] for position in positions]
         return chosen
-
-    @cached_property
-    def texts(self) -> tuple[list[str], list[list[str | None]]]:
-        """The hypotheses, and their references as sacrebleu takes them: lists of one reference per hypothesis, None where there is none."""
-        most = max(len(segment.references) for segment in self.segments)
-        streams: list[list[str | None]] = [
-            [segment.references[index] if index < len(segment.references) else None for segment in self.segments] for index in range(most)
-        ]
-        return [segment.hypothesis for segment in self.segments], streams
 
 
 def _prepared(hypothesis: str, references: Sequence[str], profile: Profile) -> Segment:

@@ -11,11 +11,12 @@ import evaluate
 from adakron.errors import ConfigError, DataError
 from adakron.scores.cider import cider
 from adakron.scores.corpus import Corpus
-from adakron.scores.libraries import bleu, chrf, rouge_l, ter
+from adakron.scores.libraries import bleu, chrf, rouge_l
 from adakron.scores.meteor import find_wordnet, meteor
 from adakron.scores.metric import LocalMetric
 from adakron.scores.nist import nist
 from adakron.scores.profiles import find_profile
+from adakron.scores.ter import corpus_ter, mean_ter
 
 _PACKAGES = {"sacrebleu": "sacrebleu", "nltk": "nltk", "rouge_score": "rouge-score"}
 
@@ -70,7 +71,7 @@ def _score(corpus: Corpus, synonyms: Any | None) -> dict[str, float]:
         "meteor_exact_stem" if synonyms is None else "meteor": 100.0 * meteor(words, reference_words, synonyms),
         "rouge_l": rouge_l(corpus),
         "cider": cider(words, reference_words),
-        "ter": ter(corpus),
+        "ter": 100.0 * (mean_ter if corpus.profile.ter_per_text else corpus_ter)(words, reference_words),
         "chrf++": chrf(corpus),
     }
 

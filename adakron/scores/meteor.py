@@ -85,7 +85,6 @@ def meteor(hypotheses: Sequence[Sequence[str]], references: Sequence[Sequence[Se
     stemmer.stem = functools.cache(stemmer.stem)
     wordnet = NoSynonyms() if synonyms is None else synonyms
     scores = [
-        meteor_score(group, hypothesis, stemmer=stemmer, wordnet=wordnet)
-        for hypothesis, group in zip(hypotheses, references, strict=True)
+        meteor_score(group, hypothesis, stemmer=stemmer, wordnet=wordnet) for hypothesis, group in zip(hypotheses, references, strict=True)
     ]
     return float(sum(scores) / len(scores))

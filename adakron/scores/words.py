@@ -11,7 +11,7 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 _CURRENCY = re.compile(r"([£€¥])")
 
 # What the caption evaluation drops: the punctuation of the Penn Treebank, brackets under its names.
-_PUNCTUATION = frozenset("'' ' `` ` -lrb- -rrb- -lcb- -rcb- . ? ! , : - -- ... ;".split())
+_PUNCTUATION = frozenset(["''", "'", "``", "`", "-lrb-", "-rrb-", "-lcb-", "-rcb-", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
 
 
 def split_punctuation(text: str) -> str:
