@@ -60,7 +60,7 @@ def _reader(folder: str) -> Any | None:
         warnings.filterwarnings("ignore", message="The multilingual functions are not available")
         try:
             reader = WordNetCorpusReader(place, None)
-        except (OSError, ValueError, AssertionError) as error:
+        except (LookupError, OSError, ValueError, AssertionError) as error:
             raise DataError(f"the WordNet in {folder} cannot be read ({error}); fetch it again, or leave it out") from error
     return _CachedSynonyms(reader)
 

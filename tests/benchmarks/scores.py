@@ -53,8 +53,10 @@ def caption_scores(hypotheses: Sequence[str], references: Sequence[Sequence[str]
         cut = PTBTokenizer()
         gts = cut.tokenize({str(i): [{"caption": text} for text in group] for i, group in enumerate(references)})
         res = cut.tokenize({str(i): [{"caption": text}] for i, text in enumerate(hypotheses)})
-        same = sum(gts[str(i)] == [" ".join(words) for words in s.reference_words] for i, s in enumerate(corpus.segments))
-        print(f"reference groups with the Stanford tokenizer's very words: {same} of {len(references)}")
+        # The Stanford tokenizer writes # for a pound sign.
+        pairs = [(gts[str(i)], [" ".join(words).replace("£", "#") for words in s.reference_words]) for i, s in enumerate(corpus.segments)]
+        same = sum(one == other for group in pairs for one, other in zip(*group, strict=True))
+        print(f"references with the Stanford tokenizer's very words: {same:,} of {sum(map(len, references)):,}")
         scores |= {
             "rouge_l, Stanford's words": 100 * float(Rouge().compute_score(gts, res)[0]),
             "cider, Stanford's words": float(Cider().compute_score(gts, res)[0]),
