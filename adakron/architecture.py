@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import transformers
 from transformers import AutoConfig, PreTrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from adakron.config import ModelConfig
 from adakron.errors import ConfigError
@@ -63,6 +64,8 @@ def load_config(config: ModelConfig, options: Mapping[str, Any], auto_class: str
     unsupported = ""
     if getattr(loaded, "vocab_size", None) is None:
         unsupported = "is no text model: its configuration has no vocab_size"
+    elif auto_class == "AutoModelForCausalLM" and _is_encoder(loaded):
+        unsupported = "is an encoder, whose tokens see those behind them, so that it would predict each target from itself"
     elif loaded.is_encoder_decoder and auto_class is not None and auto_class not in _ENCODER_DECODER_CLASSES:
         unsupported = f"is an encoder-decoder, which is trained as {' or '.join(_ENCODER_DECODER_CLASSES)} only, not as {auto_class}"
     if unsupported:
@@ -77,6 +80,13 @@ def load_config(config: ModelConfig, options: Mapping[str, Any], auto_class: str
             if number_or_none and re.search(r"dropout|pdrop", name):
                 setattr(loaded, name, config.dropout)
     return loaded
+
+
+def _is_encoder(architecture: PreTrainedConfig) -> bool:
+    """Whether the architecture was made to fill in masked tokens, and is not configured to see none behind them."""
+    # BART's own check comes after this one.
+    masked = architecture.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not architecture.is_encoder_decoder
+    return masked and not getattr(architecture, "is_decoder", False)
 
 
 def check_attention(config: ModelConfig, architecture: PreTrainedConfig, auto_class: str) -> None:

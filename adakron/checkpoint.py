@@ -7,7 +7,7 @@ adapter will be wanted at the end. training_state.json holds the rest, trainer_s
 import dataclasses
 import json
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from adakron import run_folder
 from adakron.atomic import publish
 from adakron.engine.state import KINDS, EngineState, LossScaleState
 from adakron.errors import CheckpointError
+from adakron.store import CheckpointStore
 from adakron.tensor_file import read_tensor_file, write_tensor_file
 from adakron.train_state import Due, RankState, Snapshot, Sums, TrainState, check_rank
 
@@ -82,6 +83,32 @@ def read_training_state(folder: Path) -> SavedTraining:
         ) from error
 
 
+@dataclasses.dataclass(frozen=True)
+class Resumable:
+    """The newest checkpoint that can be read and what it holds, or None; and why newer ones cannot be read, by folder."""
+
+    checkpoint: Path | None
+    saved: SavedTraining | None
+    rejected: Mapping[Path, str]
+
+
+def newest_resumable(folder: Path) -> Resumable:
+    """Look through a run's checkpoints, newest first: whole, with a training state, and every number of it finite."""
+    rejected: dict[Path, str] = {}
+    for one in CheckpointStore(folder).examined():
+        path = one.checkpoint.path
+        if one.problems:
+            rejected[path] = "; ".join(one.problems)
+            continue
+        try:
+            saved = read_training_state(path)
+        except CheckpointError as error:
+            rejected[path] = str(error)
+        else:
+            return Resumable(path, saved, rejected)
+    return Resumable(None, None, rejected)
+
+
 def _json(file: Path) -> Any:
     # Not `untrusted.read_json`: a metric may be no number (a correlation with a constant), and a long run's history outgrows its limit.
     return json.loads(file.read_text(encoding="utf-8"))
@@ -138,6 +165,11 @@ class BackgroundWriter:
         """Write soon. Raises what the write before raised."""
         self.wait()
         self._pending = self._thread.submit(write)
+
+    def settle(self) -> None:
+        """Wait for the write under way, if there is one; what it raised is left for `wait`."""
+        if self._pending is not None:
+            wait([self._pending])
 
     def wait(self) -> None:
         """Wait for the write under way, if there is one, and raise what it raised."""

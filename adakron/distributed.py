@@ -198,12 +198,12 @@ def all_gather_object(value: Any) -> list[Any]:
 
 
 def on_rank_0(function: Callable[[], T]) -> T:
-    """What the function returns on rank 0, or the AdaKronError it raises there, on every rank."""
-    outcome: tuple[T | None, AdaKronError | None] | None = None
+    """What the function returns on rank 0, or the AdaKronError or OSError it raises there, on every rank."""
+    outcome: tuple[T | None, AdaKronError | OSError | None] | None = None
     if rank() == 0:
         try:
             outcome = function(), None
-        except AdaKronError as error:
+        except (AdaKronError, OSError) as error:
             outcome = None, error
     value, failure = broadcast_object(outcome)
     if failure is not None:

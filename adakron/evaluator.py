@@ -12,7 +12,7 @@ from adakron.errors import NumericalError
 from adakron.progress import progress_over
 from adakron.tasks.base import EncodedSplit, Forward, Task, to_device
 
-LOWER_IS_BETTER = ("loss", "mse", "mae", "perplexity")
+LOWER_IS_BETTER = ("loss", "mse", "mae", "perplexity", "word_perplexity", "bits_per_byte")
 
 
 class Evaluator:

@@ -215,9 +215,14 @@ def adapter_buffers(model: nn.Module, info: AdaptedModelInfo) -> dict[str, Tenso
 
 def is_random_in_training(model: nn.Module) -> bool:
     """Whether two forward passes in training mode can differ: by dropout, or by the choice of experts."""
-    if any(isinstance(module, nn.Dropout | TableDropout) and module.p > 0 for module in model.modules()):
-        return True
     if any(isinstance(module, Projection) and module.num_experts > 1 and not module.tunes_scores for module in model.modules()):
+        return True
+    return has_dropout(model)
+
+
+def has_dropout(model: nn.Module) -> bool:
+    """Whether a forward pass in training mode drops anything, activations or layers."""
+    if any(isinstance(module, nn.Dropout | TableDropout) and module.p > 0 for module in model.modules()):
         return True
     # Functional dropout and skipped layers: their rates are numbers that modules hold. The configuration also has unused ones.
     rates = [value for module in model.modules() for name, value in vars(module).items() if re.search(r"dropout|pdrop|layerdrop", name)]

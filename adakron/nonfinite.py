@@ -97,7 +97,7 @@ class NonFiniteSteps:
         self.skipped += 1
         self._in_a_row += 1
         if self._in_a_row > MOST_IN_A_ROW:
-            raise NumericalError(f"{text}; {MOST_IN_A_ROW} such steps in a row were skipped: this is no single bad batch")
+            raise NumericalError(f"{text}; the {MOST_IN_A_ROW} steps before it were skipped, too: this is no single bad batch")
         _warn("skipped: %s", text)
         return None
 
@@ -123,8 +123,7 @@ class NonFiniteSteps:
             checkpoint = distributed.on_rank_0(self._last_good)
             said.append(f"the last good checkpoint is {checkpoint}" if checkpoint else "the run has saved no checkpoint yet")
             said += [f"written down in {file} (launch/train.py --replay FILE)" for file in files if file][:4]
-        said.append("lower --learning_rate, or clip with --max_grad_norm 1")
-        return "; ".join(said), losses
+        return "; ".join([*said, self._engine.advice]), losses
 
     def _last_good(self) -> Path | None:
         assert self._evidence is not None

@@ -8,6 +8,7 @@ import platform
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,7 @@ def check_free(folder: Path, overwrite: bool) -> None:
     check_writable(folder)
     if not folder.is_dir():
         return
+    check_unlocked(folder)
     # A free lock is no content: it stays behind wherever a run started.
     content = sorted(entry.name for entry in folder.iterdir() if entry.name != LOCK_FILE)
     if content and not overwrite:
@@ -74,7 +76,6 @@ def check_free(folder: Path, overwrite: bool) -> None:
             f"output_dir {folder} is not empty and holds no run of this program ({', '.join(content[:3])}, ...): --overwrite_output_dir "
             "replaces runs only; name another folder (--output_dir)"
         )
-    check_unlocked(folder)
 
 
 def check_writable(folder: Path) -> None:
@@ -86,9 +87,19 @@ def check_writable(folder: Path) -> None:
         raise ConfigError(f"{folder} cannot be written: no permission in {there}; name another folder (--output_dir, --logging_dir)")
 
 
-def claim(folder: Path, overwrite: bool) -> RunLock:
+def free_folder(name: str) -> Path:
+    """A folder that can be made or is empty; ConfigError else."""
+    folder = Path(name)
+    check_writable(folder)
+    if folder.is_dir() and any(folder.iterdir()):
+        raise ConfigError(f"output_dir {folder} is not empty, and nothing is overwritten; name another folder (--output_dir)")
+    return folder
+
+
+def claim(folder: Path, overwrite: bool, unchanged: Callable[[], None] | None = None) -> RunLock:
     """Make the folder ours, empty of a former run where overwrite allows it. Only rank 0 calls it.
 
+    unchanged: called while nobody else can write there and nothing is deleted yet; may raise.
     Returns the lock to hold while the run writes. Raises ConfigError where another run got there since `check_free`.
     """
     check_free(folder, overwrite)
@@ -98,6 +109,8 @@ def claim(folder: Path, overwrite: bool) -> RunLock:
         raise _not_ready(folder, error) from error
     with contextlib.ExitStack() as held:
         lock = held.enter_context(RunLock(folder))
+        if unchanged is not None:
+            unchanged()
         try:
             if overwrite and (folder / RUN_FILE).exists():
                 _remove_run(folder)

@@ -152,8 +152,8 @@ class CheckpointStore:
             self._recover()  # deletes the replaced one
         return Checkpoint(step, target)
 
-    def prunable(self, keep: int, best_step: int | None) -> list[Checkpoint]:
-        """What `prune` would delete: all that are older than the newest `keep` good ones, but the best one. At least 1 is kept.
+    def prunable(self, keep: int, *also: int | None) -> list[Checkpoint]:
+        """What `prune` would delete: all that are older than the newest `keep` good ones, but the steps of also. At least 1 is kept.
 
         Bad ones do not count, and go when they are older; newer than all good ones they stay, for whoever can save something.
         """
@@ -163,18 +163,18 @@ class CheckpointStore:
         for checkpoint in reversed(self.checkpoints()):
             if good < keep:
                 good += not verify(checkpoint.path)
-            elif checkpoint.step != best_step:
+            elif checkpoint.step not in also:
                 older.append(checkpoint)
         return older[::-1]
 
-    def prune(self, keep: int, best_step: int | None) -> list[Checkpoint]:
+    def prune(self, keep: int, *also: int | None) -> list[Checkpoint]:
         """Delete what `prunable` says, oldest first; the caller holds the run's lock. Returns what is gone.
 
         Each loses its name before its content, so that a killed prune leaves no half checkpoint. CheckpointError on failure.
         """
         with _explained(f"old checkpoints in {self._folder} could not be deleted"):
             self._recover()
-            gone = self.prunable(keep, best_step)
+            gone = self.prunable(keep, *also)
             for checkpoint in gone:
                 rename_folder(checkpoint.path, self._place(checkpoint.step, "deleted"))
                 self._recover()

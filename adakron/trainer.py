@@ -94,6 +94,11 @@ class Trainer:
         return self._engine.global_step
 
     @property
+    def owes_evaluation(self) -> bool:
+        """Whether the evaluation of the newest step is still to be made, or was stopped."""
+        return self._due.evaluation
+
+    @property
     def total_steps(self) -> int:
         """Optimizer steps of the whole run."""
         return self._total

@@ -126,7 +126,10 @@ def train_parser() -> Parser:
     parser.add_argument(
         "--deepspeed", default=str(DEFAULT_DEEPSPEED), help="DeepSpeed JSON: ZeRO stage, precision, offload. See ds_configs/."
     )
-    parser.add_argument("--replay", help="Compute a step again that was not finite, from the file a run wrote; no other flags.")
+    parser.add_argument(
+        "--replay",
+        help="Compute a step again that was not finite, from the file a run wrote. Goes with --model_name_or_path, --trust_remote_code.",
+    )
     add_published_flags(parser)
     add_launcher_flags(parser)
     return parser

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from adakron import adapter_folder, adapter_io, distributed, models
+from adakron import adapter_folder, adapter_io, causal, distributed, models
 from adakron.backbone import Backbone
 from adakron.config import AdapterConfig, RunConfig
 from adakron.distributed import World
@@ -138,8 +138,10 @@ def attach(base: Backbone, config: AdapterConfig, seed: int, dtype: torch.dtype)
         from adakron.peft.methods import attach as attach_peft
 
         attached = attach_peft(base.model, config, seed=seed, new_parameters=base.new_parameters, dtype=dtype)
+        causal.accept_targets(attached.model)
         return Attachment(attached.model, attached.info, attached.vectors, None, PeftFolder(attached, base.name, fingerprint))
     info = models.adapt(base.model, config, seed=seed, new_parameters=base.new_parameters)
+    causal.accept_targets(base.model)
     folder = OurFolder(config, info, models.adapter_buffers(base.model, info), base.name, fingerprint)
     return Attachment(base.model, info, (), models.route_experts(base.model, seed), folder)
 
@@ -179,6 +181,7 @@ def load(base: Backbone, folder: Path, config: AdapterConfig, dtype: torch.dtype
         adapter_io.load_into(base.model, folder, tokenizer=base.tokenizer, allow_other_backbone=allow_other_backbone)
         loaded = base.model
     models.cast_parameters(loaded, dtype)
+    causal.accept_targets(loaded)
     return loaded
 
 

@@ -4,6 +4,7 @@
     python launch/checkpoints.py verify RUN [--json]
     python launch/checkpoints.py prune RUN --keep N [--dry_run]
 
+Marks: latest, as the run's file of that name says; best, by its evaluations; resume, from which the run would go on.
 Exit code 0: done, and for verify: all are whole. 1: verify found a damaged checkpoint, or none at all. 2: an error, printed.
 ls and verify write nothing and may run beside the training; prune needs the run to be over. More: docs/checkpoints.md.
 """
@@ -17,15 +18,19 @@ if Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().parent:
 
 import argparse
 import contextlib
+import difflib
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from adakron.checkpoint import newest_resumable
 from adakron.distributed import World
 from adakron.errors import CheckpointError, ConfigError
 from adakron.log import get_logger
+from adakron.manifest import MANIFEST_FILE
 from adakron.run_folder import STATE_FILE
 from adakron.run_lock import RunLock
 from adakron.store import Checkpoint, CheckpointStore
@@ -40,7 +45,9 @@ EXIT_DAMAGED = 1
 class _Parser(argparse.ArgumentParser):
     # Not launch.arguments.Parser: that takes its flags from configuration classes, and has no commands.
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; --help lists every flag")
+        odd = re.search(r"unrecognized arguments: (\S+)", message)
+        near = difflib.get_close_matches(odd[1], ("--json", "--keep", "--dry_run"), n=1) if odd else []
+        raise ConfigError(f"{message}; " + (f"did you mean {near[0]}?" if near else "--help lists every flag"))
 
 
 @dataclass(frozen=True)
@@ -69,6 +76,8 @@ def main(arguments: Sequence[str], world: World) -> int:
     folder = Path(options.run_folder)
     if not folder.is_dir():
         raise ConfigError(f"{folder} is no folder; name the output folder of a run")
+    if re.fullmatch(r"checkpoint-\d+", folder.absolute().name) and (folder / MANIFEST_FILE).exists():
+        raise ConfigError(f"{folder} is a checkpoint; name the run that it belongs to: {folder.absolute().parent}")
     store = CheckpointStore(folder)
     if options.command == "prune":
         _prune(folder, store, options.keep, options.dry_run)
@@ -87,14 +96,18 @@ def main(arguments: Sequence[str], world: World) -> int:
 def _parser() -> _Parser:
     parser = _Parser(prog="checkpoints.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True)
-    ls = commands.add_parser("ls", help="List the checkpoints, oldest first, with what is wrong with the bad ones.", allow_abbrev=False)
+    ls = commands.add_parser(
+        "ls",
+        help="List the checkpoints, oldest first, with their marks and what is wrong.",
+        allow_abbrev=False,
+    )
     verify = commands.add_parser("verify", help="Compare every byte with the manifests; exit code 1 on damage.", allow_abbrev=False)
-    prune = commands.add_parser("prune", help="Delete all but the newest good ones and the best.", allow_abbrev=False)
+    prune = commands.add_parser("prune", help="Delete all but the newest good ones, the best, the one to resume from.", allow_abbrev=False)
     for command in (ls, verify, prune):
         command.add_argument("run_folder", metavar="RUN", help="Output folder of a run.")
     for command in (ls, verify):
         command.add_argument("--json", action="store_true", help="Print JSON.")
-    prune.add_argument("--keep", type=int, required=True, metavar="N", help="Keep the newest N good ones, and the best.")
+    prune.add_argument("--keep", type=int, required=True, metavar="N", help="Keep the newest N good ones.")
     prune.add_argument("--dry_run", action="store_true", help="Only say what would be deleted.")
     return parser
 
@@ -103,6 +116,7 @@ def _examine(folder: Path, store: CheckpointStore) -> list[_Line]:
     examined = list(store.examined())[::-1]
     latest = store.latest
     good = [one.checkpoint for one in examined if not one.problems]
+    resumes = newest_resumable(folder).checkpoint
     try:
         best = _best_step(folder, good[-1] if good else None)
     except CheckpointError as error:
@@ -111,7 +125,15 @@ def _examine(folder: Path, store: CheckpointStore) -> list[_Line]:
     lines = []
     for one in examined:
         checkpoint = one.checkpoint
-        marks = ["latest"] * (latest == checkpoint) + ["best"] * (best == checkpoint.step)
+        marks = [
+            mark
+            for mark, there in (
+                ("latest", latest == checkpoint),
+                ("best", best == checkpoint.step),
+                ("resume", resumes == checkpoint.path),
+            )
+            if there
+        ]
         metric = None if one.problems else _metric(checkpoint)
         lines.append(_Line(checkpoint, _size(checkpoint.path), metric, marks, one.problems))
     return lines
@@ -121,7 +143,9 @@ def _prune(folder: Path, store: CheckpointStore, keep: int, dry_run: bool) -> No
     # In a folder without checkpoints there is nothing to lock.
     with contextlib.nullcontext() if dry_run or not store.checkpoints() else RunLock(folder):
         best = _best_step(folder, store.newest_good().checkpoint)
-        gone = store.prunable(keep, best) if dry_run else store.prune(keep, best)
+        saved = newest_resumable(folder).saved
+        resumes = saved.snapshot.step if saved else None
+        gone = store.prunable(keep, best, resumes) if dry_run else store.prune(keep, best, resumes)
     verb = "would delete" if dry_run else "deleted"
     print("\n".join(f"{verb} {checkpoint.name}" for checkpoint in gone) or "nothing to delete")
 

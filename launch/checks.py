@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from adakron import models
+from adakron import causal, models
 from adakron.config import RunConfig
 from adakron.distributed import World
 from adakron.engine import ds_config
@@ -82,6 +82,20 @@ def splits_to_use(task: Task, config: RunConfig) -> list[str]:
             f"metric_for_best_model is {metric}; {task.name} reports loss, {', '.join(task.metric_names)} (set --metric_for_best_model)"
         )
     return ["train", *validation, *(tests if config.training.do_predict else [])]
+
+
+def check_packing(config: RunConfig, model: nn.Module) -> None:
+    """Raise ConfigError where --pack would change what is computed for an example."""
+    if not config.data.pack:
+        return
+    causal.check_packing(model, config.data.max_seq_length)
+    if config.training.dropout_masks == "per_example" and models.has_dropout(model):
+        raise ConfigError(
+            "dropout_masks per_example gives every row the masks of its example, and with pack a row holds several; set --dropout 0 or"
+            " --dropout_masks framework, or drop --pack"
+        )
+    if config.adapter.resolved().inference_level == 1:
+        raise ConfigError("inference_level 1 draws one expert per row, and with pack a row holds several texts; drop one of the two")
 
 
 def check_consistency(config: RunConfig, model: nn.Module) -> None:

@@ -1,8 +1,9 @@
-"""Exchange adapters with the published implementations, and merge the experts of a mixture.
+"""Exchange adapters with the published implementations, merge the experts of a mixture, write a fully trained model as one.
 
     python launch/convert.py import FILE --model_name_or_path BASE --output_dir OUT
     python launch/convert.py export FOLDER --output_file FILE
     python launch/convert.py merge FOLDER --output_dir OUT
+    python launch/convert.py model FOLDER --output_dir OUT
 
 What is read, written and refused: docs/migration.md. Nothing that exists is overwritten.
 """
@@ -19,7 +20,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from adakron import adapter_folder, adapter_io, models, reference, run_folder
+from adakron import adapter_folder, adapter_io, backbone, models, reference, run_folder
 from adakron.config import AdapterConfig, DataConfig, ModelConfig, RunConfig, TrainingConfig
 from adakron.distributed import World
 from adakron.errors import ConfigError
@@ -35,7 +36,7 @@ from launch.saved_run import read_record
 
 
 def main(arguments: Sequence[str], world: World) -> None:
-    """Run one of the three commands."""
+    """Run one of the four commands."""
     if world.world_size > 1:
         raise ConfigError(f"this program runs in one process, and a launcher started {world.world_size}; start it with python")
     command = arguments[0] if arguments else ""
@@ -58,7 +59,7 @@ def import_(arguments: Sequence[str]) -> None:
         "--label_names", help="Comma-separated names of the classes, in order. Default: the task's, or the backbone's, or 0,1,..."
     )
     options = parser.parse(arguments)
-    folder = _free_folder(options.output_dir)
+    folder = run_folder.free_folder(options.output_dir)
     names = None if options.label_names is None else [name.strip() for name in options.label_names.split(",")]
     if names is not None and options.task_name in GLUE_TASKS:
         raise ConfigError(f"task {options.task_name} names its classes itself; drop --label_names")
@@ -137,7 +138,7 @@ def merge(arguments: Sequence[str]) -> None:
     parser.add_argument("folder", help="Output folder of a run, one of its checkpoint-<step> folders, or another adapter folder.")
     parser.add_argument("--output_dir", required=True, help="The folder to write; it must not exist, or be empty.")
     options = parser.parse(arguments)
-    source, folder = Path(options.folder), _free_folder(options.output_dir)
+    source, folder = Path(options.folder), run_folder.free_folder(options.output_dir)
     saved = adapter_folder.read_adapter_config(source)
     tensors, single = adapter_io.merge_experts(adapter_io.read_adapter_tensors(source), saved.adapter, saved.sites)
     record = _merged_run(source, single)
@@ -162,6 +163,31 @@ def merge(arguments: Sequence[str]) -> None:
         print(f"evaluate: {sys.executable} launch/evaluate.py {folder}")
 
 
+def model_(arguments: Sequence[str]) -> None:
+    """What a run without adapters trained becomes a model folder of transformers, to be the backbone of other runs."""
+    parser = _parser("model", "Write what --method full, bitfit or head trained as a plain model folder (--model_name_or_path).")
+    parser.add_argument("folder", help="Output folder of a run, or one of its checkpoint-<step> folders.")
+    parser.add_argument("--output_dir", required=True, help="The folder to write; it must not exist, or be empty.")
+    parser.add_argument("--model_name_or_path", help="Where the run's backbone is now, if it moved.")
+    options = parser.parse(arguments)
+    source, folder = Path(options.folder), run_folder.free_folder(options.output_dir)
+    saved = adapter_folder.read_adapter_config(source)
+    if saved.sites:
+        raise ConfigError(
+            f"{source} holds adapters ({saved.adapter.method}), which no model of transformers has; load them beside their backbone"
+        )
+    base = backbone.load_backbone(
+        ModelConfig(model_name_or_path=options.model_name_or_path or saved.base_model, tokenizer_name=str(source)),
+        auto_class=saved.auto_class,
+        options=saved.model_options,
+        seed=0,
+    )
+    adapter_io.load_into(base.model, source, tokenizer=base.tokenizer)
+    base.model.save_pretrained(folder)
+    base.tokenizer.save_pretrained(folder)
+    print(f"{type(base.model).__name__}, {saved.adapter.method}: {folder} (use it with --model_name_or_path {folder})")
+
+
 def _merged_run(source: Path, adapter: AdapterConfig) -> dict[str, Any] | None:
     """The run's configuration for the merged folder, which evaluate.py and predict.py read; None where there is no run."""
     # A checkpoint's is that of the run around it.
@@ -180,20 +206,12 @@ def _parser(command: str, description: str) -> Parser:
     return parser
 
 
-def _free_folder(name: str) -> Path:
-    folder = Path(name)
-    run_folder.check_writable(folder)
-    if folder.is_dir() and any(folder.iterdir()):
-        raise ConfigError(f"output_dir {folder} is not empty, and nothing is overwritten; name another folder (--output_dir)")
-    return folder
-
-
 def _described(adapter: AdapterConfig) -> str:
     experts = f", {adapter.num_experts} experts in {adapter.experts_in}" if (adapter.num_experts or 1) > 1 else ""
     return f"{adapter.method} with bottleneck_dim {adapter.bottleneck_dim}{experts}"
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"import": import_, "export": export, "merge": merge}
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"import": import_, "export": export, "merge": merge, "model": model_}
 
 if __name__ == "__main__":
     execute(main)

@@ -17,6 +17,7 @@ from adakron import distributed, run_folder
 from adakron.config import DATA_FILES
 from adakron.distributed import World
 from adakron.errors import ConfigError
+from adakron.tasks.causal import CausalTask, cannot_predict
 from adakron.tasks.classification import TextClassificationTask
 from launch.mixed_predictions import add_adapter_flags, is_mixed, predict_mixed
 from launch.program import execute
@@ -42,6 +43,8 @@ def main(arguments: Sequence[str], world: World) -> None:
         predict_mixed(options, world)
         return
     run = open_run(options, world, needs_data=not options.text)
+    if isinstance(run.task, CausalTask):
+        raise ConfigError(f"{options.run_folder}: {cannot_predict(run.task.name)}")
     if options.text:
         _predict_texts(run, options, world)
     else:

@@ -2,28 +2,24 @@
 
 import contextlib
 import dataclasses
+import functools
 import sys
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-
-from adakron import adapter_folder, run_folder
+from adakron import run_folder
 from adakron.config import DATA_FILES, RunConfig
 from adakron.engine.ds_config import DeepSpeedSettings
-from adakron.errors import CheckpointError
 from adakron.metrics import JsonLinesSink, TensorBoardSink
 from adakron.redaction import redact_arguments, redact_values
 from adakron.run_lock import RunLock
-from adakron.store import CheckpointStore
 from adakron.tasks.base import Task
 from adakron.tasks.glue import TextTask
 from adakron.train_state import TrainResult
 from adakron.trainable import ParameterReport
+from launch.resuming import Resumption, check_unchanged
 
 DEFAULT_PARENT = Path("runs")
 """Where runs without --output_dir go."""
@@ -45,63 +41,61 @@ def as_recorded(config: RunConfig, base_model: str, task: Task) -> RunConfig:
     )
 
 
-def claim_folder(config: RunConfig, settings: DeepSpeedSettings, held: contextlib.ExitStack, *, resumed_at: int | None = None) -> Path:
+def claim_folder(
+    config: RunConfig,
+    settings: DeepSpeedSettings,
+    layout: Mapping[str, Any],
+    held: contextlib.ExitStack,
+    resumption: Resumption | None = None,
+) -> Path:
     """Make the output folder, holding the resolved configuration; held gets its lock. Rank 0 only.
 
-    resumed_at: the step at which a run goes on in its own folder; what the folder says of how it began stays.
+    layout: ranks, stage, precision. A run that goes on in its own folder leaves there what the folder says of how it began.
     """
     training = config.training
-    began: dict[str, Any] = {}
-    if resumed_at is not None:
-        folder = Path(str(training.output_dir))
-        held.enter_context(RunLock(folder))
-        newest = CheckpointStore(folder).newest_good().checkpoint
-        if newest is not None and newest.step > resumed_at:
-            raise CheckpointError(
-                f"{folder} went on to step {newest.step} after this run had read step {resumed_at}: another run wrote there; start again"
-                " to go on from there"
-            )
-        before = run_folder.read_run(folder)
-        went_on = {"step": resumed_at, "precision": settings.precision, "command": redact_arguments(sys.argv), **run_folder.environment()}
-        began = {"command": before.get("command"), "resumed": [*before.get("resumed", []), went_on]}
-    elif training.output_dir:
-        folder = Path(training.output_dir)
-        held.enter_context(run_folder.claim(folder, training.overwrite_output_dir))
-    else:
-        name = f"{config.data.task_name}-{config.adapter.method}-seed{training.seed}-{datetime.now():%Y%m%d-%H%M%S}"
-        folder, lock = run_folder.claim_new(DEFAULT_PARENT / name)
-        held.enter_context(lock)
     record = {
         "config": config.to_dict(),
         "precision": settings.precision,
         "command": redact_arguments(sys.argv),
         **run_folder.environment(),
-        **began,
     }
+    went_on = []
+    if resumption is not None and resumption.checkpoint is not None:
+        # Versions are those of now, at the top of the record; these are those of then, for whoever looks later.
+        start = {"step": resumption.step, "checkpoint": str(resumption.checkpoint.absolute()), **layout}
+        went_on = [{**start, "command": record["command"], **run_folder.environment()}]
+    if resumption is not None and resumption.in_place:
+        folder = Path(str(training.output_dir))
+        held.enter_context(RunLock(folder))
+        check_unchanged(resumption, folder)
+        before = run_folder.read_run(folder)
+        record["command"] = before.get("command")
+        went_on = [*before.get("resumed", []), *went_on]
+    elif training.output_dir:
+        folder = Path(training.output_dir)
+        unchanged = functools.partial(check_unchanged, resumption, folder) if resumption else None
+        held.enter_context(run_folder.claim(folder, training.overwrite_output_dir, unchanged))
+    else:
+        name = f"{config.data.task_name}-{config.adapter.method}-seed{training.seed}-{datetime.now():%Y%m%d-%H%M%S}"
+        folder, lock = run_folder.claim_new(DEFAULT_PARENT / name)
+        held.enter_context(lock)
+    if went_on:
+        record["resumed"] = went_on
     run_folder.write_json(folder / run_folder.RUN_FILE, redact_values(record))
     run_folder.write_json(folder / run_folder.DEEPSPEED_FILE, redact_values(settings.config))
+    run_folder.remove_partials(folder)
     return folder
 
 
-def last_good_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint of a run that is whole, and whose saved tensors can be read and are finite; None where there is none."""
-    for one in CheckpointStore(folder).examined():
-        if one.problems:
-            continue
-        try:
-            tensors = load_file(one.checkpoint.path / adapter_folder.WEIGHTS_FILE)
-        except (OSError, SafetensorError):
-            continue
-        if all(torch.isfinite(tensor).all() for tensor in tensors.values() if tensor.is_floating_point()):
-            return one.checkpoint.path
-    return None
+def metric_sinks(config: RunConfig, folder: Path, resumption: Resumption | None = None) -> list[TensorBoardSink | JsonLinesSink]:
+    """TensorBoard in logging_dir and JSON lines in the run's folder; without what they said of later steps where a run goes on there.
 
-
-def metric_sinks(config: RunConfig, folder: Path, *, resumed_at: int | None = None) -> list[TensorBoardSink | JsonLinesSink]:
-    """TensorBoard in logging_dir and JSON lines in the run's folder, without what they said of steps after resumed_at. Rank 0 only."""
+    Rank 0 only.
+    """
     logging_dir = Path(config.training.logging_dir or folder / run_folder.TENSORBOARD_FOLDER)
-    purge_step = resumed_at + 1 if resumed_at is not None else None
-    return [TensorBoardSink(logging_dir, purge_step), JsonLinesSink(folder / run_folder.METRICS_FILE, resumed_at)]
+    last_step = resumption.step if resumption is not None and resumption.in_place else None
+    purge_step = last_step + 1 if last_step is not None else None
+    return [TensorBoardSink(logging_dir, purge_step), JsonLinesSink(folder / run_folder.METRICS_FILE, last_step)]
 
 
 def collect_results(
@@ -111,8 +105,12 @@ def collect_results(
     report: ParameterReport,
     memory: float,
     wall: float,
+    resumed_from: int,
 ) -> dict[str, dict[str, Any]]:
-    """The flat numbers of train_results.json and eval_results.json."""
+    """The flat numbers of train_results.json and eval_results.json.
+
+    memory: peak in MiB. wall: seconds of this process, which went on at step resumed_from; everything else counts from step 0.
+    """
     seconds = max(1e-9, result.seconds)
     train = {
         "task": config.data.task_name,
@@ -137,6 +135,7 @@ def collect_results(
         "trainable_percent": report.trainable_percent,
         "peak_memory_mib": memory,
         "wall_seconds": wall,
+        "resumed_from_step": resumed_from,
     }
     return {"train": train, "eval": dict(scores or {})}
 

@@ -3,50 +3,24 @@
 import dataclasses
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from adakron import backbone, distributed, models, randomness, run_folder
+from adakron import backbone, distributed, models, randomness
 from adakron.config import DATA_FILES, RunConfig
 from adakron.determinism import compute_deterministically
 from adakron.distributed import World
-from adakron.dumps import StepDump, read_dump, write_dump
+from adakron.dumps import StepDump, read_dump
 from adakron.errors import CheckpointError, ConfigError
 from adakron.passes import MicroBatchLoss
-from adakron.redaction import redact_values
 from adakron.replay import replay
 from adakron.tasks import create_task
-from adakron.tasks.base import Task
 from adakron.weights import DTYPES
 from launch.arguments import Parser, add_launcher_flags
 from launch.attachment import Attachment, attach
-from launch.recording import last_good_checkpoint
 from launch.saved_run import check_trust
-
-
-class RunEvidence:
-    """Keeps steps that are not finite in a run's folder. See `adakron.nonfinite.Evidence`."""
-
-    def __init__(self, folder: Path, config: RunConfig, precision: str, task: Task):
-        self._folder = folder
-        self._run = redact_values({
-            "config": config.to_dict(), "precision": precision, "auto_class": task.auto_class, "model_options": task.model_options(),
-            **run_folder.environment(),
-        })  # fmt: skip
-
-    def keep(self, dump: StepDump) -> Path:
-        """Write the step into the run's folder, under a name of its own."""
-        self._folder.mkdir(parents=True, exist_ok=True)  # hosts may have their own disks
-        file = run_folder.free_name(self._folder / dump.name)
-        write_dump(dataclasses.replace(dump, run=self._run), file)
-        return file
-
-    def last_good(self) -> Path | None:
-        """See `recording.last_good_checkpoint`."""
-        return last_good_checkpoint(self._folder)
 
 
 def asks_for_replay(arguments: Sequence[str]) -> bool:

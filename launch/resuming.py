@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from adakron import distributed, run_folder
-from adakron.checkpoint import TRAINING_STATE_FILE, SavedTraining, read_training_state
+from adakron.checkpoint import TRAINING_STATE_FILE, SavedTraining, newest_resumable, read_training_state
 from adakron.config import DATA_FILES, RunConfig
 from adakron.errors import CheckpointError, ConfigError
 from adakron.fingerprint import BackboneFingerprint
@@ -17,7 +17,7 @@ from adakron.manifest import verify
 from adakron.redaction import redact_values
 from adakron.store import CheckpointStore
 from adakron.tasks.base import EncodedSplit
-from launch.saving import newest_good
+from adakron.trainer import Trainer
 
 logger = get_logger(__name__)
 
@@ -60,6 +60,16 @@ class Resumption:
         return self.saved.snapshot.step if self.saved else 0
 
 
+@dataclass(frozen=True)
+class _Source:
+    """What resume_from_checkpoint means. home: the run folder, where there is one. named: the checkpoint itself was named."""
+
+    home: Path | None
+    checkpoint: Path | None
+    saved: SavedTraining | None
+    named: bool = False
+
+
 def find(config: RunConfig) -> tuple[RunConfig, Resumption | None]:
     """What resume_from_checkpoint names, and the configuration with the folder that the run goes on in; None: a fresh start.
 
@@ -70,45 +80,54 @@ def find(config: RunConfig) -> tuple[RunConfig, Resumption | None]:
     if given is None:
         return config, None
     if given == AUTO:
-        assert training.output_dir, "TrainingConfig refuses auto without it"
-        home: Path | None = Path(training.output_dir)
-        if not (home / run_folder.RUN_FILE).is_file():  # type: ignore[operator]
+        folder = Path(str(training.output_dir))  # TrainingConfig refuses auto without it
+        if not (folder / run_folder.RUN_FILE).is_file():
             return config, None
-        if not (home / run_folder.RUN_FILE).stat().st_size and not CheckpointStore(home).checkpoints():  # type: ignore
-            # A run that was killed while it took the folder: it has said nothing of itself.
-            fresh = dataclasses.replace(training, resume_from_checkpoint=None, overwrite_output_dir=True)
-            return dataclasses.replace(config, training=fresh), None
-        checkpoint, saved = _newest(home)  # type: ignore[arg-type]
+        if _says_nothing(folder):
+            return _begun_anew(config), None
+        source = _newest(folder)
     else:
-        checkpoint, saved, home = _named(Path(given))
-    output = Path(training.output_dir) if training.output_dir else home
+        source = _named(Path(given))
+    output = Path(training.output_dir) if training.output_dir else source.home
     if output is None:
         raise ConfigError(f"resume_from_checkpoint {given} lies in no run folder; name the folder to go on in (--output_dir)")
-    in_place = home is not None and output.resolve() == home.resolve()
-    if in_place and checkpoint is not None and _is_checkpoint(Path(given)):
-        newest = newest_good(output).checkpoint
-        if newest is not None and newest.resolve() != checkpoint.resolve():
-            raise ConfigError(
-                f"resume_from_checkpoint {given}: the run has a newer checkpoint, {newest.name}, which going on from an older one would"
-                " replace; name another folder to go on in (--output_dir), or the run folder to go on from the newest"
-            )
-    run = saved.run if saved else run_folder.read_run(output)
+    in_place = source.home is not None and output.resolve() == source.home.resolve()
+    if in_place and source.named:
+        _check_newest(source, output)
+    run = source.saved.run if source.saved else run_folder.read_run(output)
     finished = in_place and (output / run_folder.ALL_RESULTS_FILE).is_file()
-    if checkpoint is None and not finished:
+    if source.checkpoint is None and not finished:
         # Nothing is lost by beginning again in the same folder, once `check_same` knows it to be the same run's.
-        in_place = False
-        training = dataclasses.replace(training, resume_from_checkpoint=None, overwrite_output_dir=True)
-    else:
-        training = dataclasses.replace(training, output_dir=str(output))
-    return dataclasses.replace(config, training=training), Resumption(checkpoint, saved, in_place, finished, run)
+        return _begun_anew(config), Resumption(None, None, in_place=False, finished=False, run=run)
+    config = dataclasses.replace(config, training=dataclasses.replace(training, output_dir=str(output)))
+    return config, Resumption(source.checkpoint, source.saved, in_place, finished, run)
+
+
+def _begun_anew(config: RunConfig) -> RunConfig:
+    training = dataclasses.replace(config.training, resume_from_checkpoint=None, overwrite_output_dir=True)
+    return dataclasses.replace(config, training=training)
+
+
+def _says_nothing(folder: Path) -> bool:
+    """Whether this is the folder of a run that was killed while it took the folder."""
+    return not (folder / run_folder.RUN_FILE).stat().st_size and not CheckpointStore(folder).checkpoints()
+
+
+def _check_newest(source: _Source, folder: Path) -> None:
+    newest = newest_resumable(folder).checkpoint
+    if newest is not None and source.checkpoint is not None and newest.resolve() != source.checkpoint.resolve():
+        raise ConfigError(
+            f"resume_from_checkpoint {source.checkpoint}: the run has a newer checkpoint, {newest.name}, which going on from an older one"
+            " would replace; name another folder to go on in (--output_dir), or the run folder to go on from the newest"
+        )
 
 
 def _is_checkpoint(path: Path) -> bool:
     return (path / TRAINING_STATE_FILE).is_file()
 
 
-def _named(path: Path) -> tuple[Path, SavedTraining, Path | None]:
-    """The checkpoint that a path means, what it holds, and the run folder it lies in, where it does."""
+def _named(path: Path) -> _Source:
+    """What a path means. Raises CheckpointError where it is neither a good checkpoint nor a run that has one."""
     if _is_checkpoint(path):
         problems = verify(path)
         if problems:
@@ -116,11 +135,11 @@ def _named(path: Path) -> tuple[Path, SavedTraining, Path | None]:
                 f"resume_from_checkpoint {path}: {'; '.join(problems)}; name another checkpoint, or the run folder for its newest good one"
             )
         parent = path.resolve().parent
-        return path, read_training_state(path), parent if (parent / run_folder.RUN_FILE).is_file() else None
+        return _Source(parent if (parent / run_folder.RUN_FILE).is_file() else None, path, read_training_state(path), named=True)
     if (path / run_folder.RUN_FILE).is_file():
-        checkpoint, saved = _newest(path)
-        if checkpoint is not None and saved is not None:
-            return checkpoint, saved, path
+        source = _newest(path)
+        if source.checkpoint is not None:
+            return source
         raise CheckpointError(f"resume_from_checkpoint {path}: the run has no checkpoint; start it anew with --overwrite_output_dir")
     raise CheckpointError(
         f"resume_from_checkpoint {path}: neither a run folder (no {run_folder.RUN_FILE}) nor one of its checkpoint-<step> folders (no"
@@ -128,8 +147,8 @@ def _named(path: Path) -> tuple[Path, SavedTraining, Path | None]:
     )
 
 
-def _newest(folder: Path) -> tuple[Path | None, SavedTraining | None]:
-    found = newest_good(folder)
+def _newest(folder: Path) -> _Source:
+    found = newest_resumable(folder)
     for path, reason in found.rejected.items():
         logger.warning("%s is passed over: %s", path.name, reason)
     if found.checkpoint is None and found.rejected:
@@ -137,7 +156,7 @@ def _newest(folder: Path) -> tuple[Path | None, SavedTraining | None]:
             f"{folder}: none of its {len(found.rejected)} checkpoints can be read; the newest: {next(iter(found.rejected.values()))}; start"
             " anew with --overwrite_output_dir, or in another --output_dir"
         )
-    return found.checkpoint, found.saved
+    return _Source(folder, found.checkpoint, found.saved)
 
 
 def describe(
@@ -150,11 +169,12 @@ def describe(
     return described
 
 
-def check_same(saved: Mapping[str, Any], now: Mapping[str, Any], source: str) -> None:
-    """Raise ConfigError naming everything that makes a run another one than the saved. saved, now: as `describe` has them.
+def check_same(resumption: Resumption, now: Mapping[str, Any], source: str) -> None:
+    """Raise ConfigError naming everything that makes a run another one than the saved. now: as `describe` has it.
 
-    saved may be a run.json, which knows the settings alone. source: where it is from.
+    source: where the saved is from. A run without a checkpoint is known by its run.json, which holds the settings alone.
     """
+    saved = resumption.run
     problems = []
     for group, may_change in MAY_CHANGE.items():
         before = saved["config"].get(group, {})
@@ -175,8 +195,9 @@ def check_same(saved: Mapping[str, Any], now: Mapping[str, Any], source: str) ->
         problems.append(f"the {split} data differ ({what}); give the data that it began with")
     if "backbone" in saved:
         problems += _backbone_problems(saved["backbone"], now["backbone"])
+    anew = ", or begin anew: --overwrite_output_dir in place of --resume_from_checkpoint" if resumption.checkpoint is None else ""
     if problems:
-        raise ConfigError([f"{source} cannot be gone on with: {problem}" for problem in problems])
+        raise ConfigError([f"{source} cannot be gone on with: {problem}{anew}" for problem in problems])
 
 
 def _backbone_problems(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -184,14 +205,15 @@ def _backbone_problems(before: Mapping[str, Any], now: Mapping[str, Any]) -> lis
     return [f"the backbone differs in its {', '.join(differing).replace('_', ' ')}; give the one that it began with"] if differing else []
 
 
-def stopped_message(asked: str, step: int, total: int, folder: Path) -> str:
+def stopped_message(asked: str, trainer: Trainer, folder: Path) -> str:
     """What a run that was asked to stop says last."""
-    if not step:
+    if not trainer.step:
         return (
             f"stopped by {asked} before the first step; nothing was saved, but {folder} is this run's now; to begin there after all, add"
             f" --output_dir {folder} --resume_from_checkpoint {AUTO}"
         )
-    return f"stopped by {asked} at step {step} of {total}; to go on, add --resume_from_checkpoint {folder}"
+    place = "in the evaluation at" if trainer.owes_evaluation else "at"
+    return f"stopped by {asked} {place} step {trainer.step} of {trainer.total_steps}; to go on, add --resume_from_checkpoint {folder}"
 
 
 def stopped_early_message(asked: str) -> str:
@@ -222,11 +244,15 @@ def check_agreement(resumption: Resumption | None) -> None:
 
 
 def check_unchanged(resumption: Resumption, folder: Path) -> None:
-    """Raise CheckpointError where another run wrote into the folder after `find` had read it. Rank 0, before it takes the folder."""
-    store = CheckpointStore(folder)
-    if resumption.checkpoint is None and store.checkpoints():
+    """Raise CheckpointError where another run wrote into the folder after `find` had read it. Rank 0, holding the folder's lock."""
+    if not resumption.in_place and resumption.checkpoint is not None:
+        return  # it goes on elsewhere
+    # Only where there is a later one are all read again: it may be one that `find` passed over.
+    later = any(one.step > resumption.step for one in CheckpointStore(folder).checkpoints())
+    newest = newest_resumable(folder).saved if later else None
+    if newest is not None and newest.snapshot.step > resumption.step:
         raise CheckpointError(
-            f"{folder} got its first checkpoint, {store.checkpoints()[-1].name}, after this run had found none: another run wrote there;"
+            f"{folder} went on to step {newest.snapshot.step} after this run had read step {resumption.step}: another run wrote there;"
             " start again to go on from there"
         )
     if resumption.in_place and not resumption.finished and (folder / run_folder.ALL_RESULTS_FILE).is_file():

@@ -17,6 +17,7 @@ from adakron.config import DATA_FILES, DataConfig, ModelConfig, RunConfig
 from adakron.distributed import World
 from adakron.errors import CheckpointError, ConfigError
 from adakron.evaluator import Evaluator
+from adakron.manifest import MANIFEST_FILE, verify
 from adakron.store import CheckpointStore
 from adakron.tasks import create_task
 from adakron.tasks.base import Task
@@ -94,6 +95,7 @@ def read_settings(options: argparse.Namespace, folder: Path, needs_data: bool = 
     check_trust(model_config, home / run_folder.RUN_FILE, options.trust_remote_code)
     config = dataclasses.replace(saved, data=dataclasses.replace(saved.data, **given), model=model_config)
     _check_finished(folder)
+    _check_whole(folder)
     return config, precision
 
 
@@ -158,6 +160,13 @@ def _check_finished(folder: Path) -> None:
     newest = store.newest_good().checkpoint or (unverified[-1] if unverified else None)
     remedy = f"name its newest checkpoint: {newest.path}" if newest else "it saved no checkpoint either; train again"
     raise CheckpointError(f"the run in {folder} did not finish: it holds no {adapter_folder.CONFIG_FILE}; {remedy}")
+
+
+def _check_whole(folder: Path) -> None:
+    """A checkpoint says of every file what it was written with: what was altered since is no result of the run."""
+    problems = verify(folder) if (folder / MANIFEST_FILE).exists() else []
+    if problems:
+        raise CheckpointError(f"{folder} is damaged: {'; '.join(problems)}; name another checkpoint, or the run's own folder")
 
 
 def splits_named(task: Task, asked: str | None, prefix: str) -> Sequence[str]:

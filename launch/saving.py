@@ -1,7 +1,6 @@
 """What a run saves: adapter folders, and checkpoints that training can go on from, written beside it."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,38 +8,11 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from adakron import distributed
-from adakron.checkpoint import BackgroundWriter, SavedTraining, read_training_state, write_training_state
-from adakron.errors import CheckpointError
+from adakron.checkpoint import BackgroundWriter, newest_resumable, write_training_state
 from adakron.store import CheckpointStore
 from adakron.tasks.base import Task
 from adakron.train_state import Snapshot
 from launch.attachment import Attachment
-
-
-@dataclass(frozen=True)
-class Found:
-    """The newest checkpoint that can be read and what it holds, or None; and why newer ones cannot be read, by folder."""
-
-    checkpoint: Path | None
-    saved: SavedTraining | None
-    rejected: Mapping[Path, str]
-
-
-def newest_good(folder: Path) -> Found:
-    """Look through a run's checkpoints, newest first: whole, and with a training state."""
-    rejected: dict[Path, str] = {}
-    for one in CheckpointStore(folder).examined():
-        path = one.checkpoint.path
-        if one.problems:
-            rejected[path] = "; ".join(one.problems)
-            continue
-        try:
-            saved = read_training_state(path)
-        except CheckpointError as error:
-            rejected[path] = str(error)
-        else:
-            return Found(path, saved, rejected)
-    return Found(None, None, rejected)
 
 
 class Saver:
@@ -80,6 +52,11 @@ class Saver:
         snapshot = take()
         if distributed.rank() == 0:
             self._writer.submit(lambda: self._write(snapshot))
+
+    def newest(self) -> Path | None:
+        """The newest checkpoint that can be resumed from, the one under way included. CheckpointError where none can be looked for."""
+        self._writer.settle()
+        return newest_resumable(self._folder).checkpoint
 
     def close(self) -> None:
         """Let a write under way end, whatever ends the run: the folder's lock must outlast it. This rank alone."""

@@ -11,12 +11,13 @@ from adakron.trainable import ParameterReport
 
 
 def summary_table(
-    config: RunConfig, results: Mapping[str, Mapping[str, Any]], report: ParameterReport, folder: Path, *, pairs: bool = False
+    config: RunConfig, results: Mapping[str, Mapping[str, Any]], report: ParameterReport, folder: Path, *, texts: int = 1
 ) -> str:
-    """Task, metrics, parameters, speed, memory, time, folder and what to type next, one line each. pairs: the task reads two texts."""
-    second = f" --text_pair {shlex.quote('its second text')}" if pairs else ""
+    """Task, metrics, parameters, speed, memory, time, folder and what to type next, one line each. texts: those it predicts at once."""
+    second = f" --text_pair {shlex.quote('its second text')}" if texts == 2 else ""
     train, scores = results["train"], results["eval"]
     python = _interpreter()
+    predict = f"{python} launch/predict.py {shlex.quote(str(folder))} --text {shlex.quote('your text')}{second}"
     rows = [("task", f"{config.data.task_name} ({config.adapter.method}, seed {config.training.seed})")]
     rows += [(name, f"{value:.4f}") for name, value in scores.items() if name.startswith("eval_") and not _is_cost(name)]
     rows += [
@@ -26,16 +27,22 @@ def summary_table(
         ("backbone parameters", f"{report.backbone:,} ({_trained_share(report)})"),
         ("speed", f"{train['train_samples_per_second']:.1f} samples/s, {train['train_tokens_per_second']:,.0f} tokens/s (without padding)"),
         ("peak memory", f"{train['peak_memory_mib']:,.0f} MiB per rank"),
-        ("wall time", f"{train['wall_seconds']:.1f} s, {train['train_runtime']:.1f} s of it training"),
+        ("wall time", _wall_time(train)),
         ("output folder", str(folder)),
         ("evaluate", f"{python} launch/evaluate.py {shlex.quote(str(folder))}"),
-        ("predict", f"{python} launch/predict.py {shlex.quote(str(folder))} --text {shlex.quote('your text')}{second}"),
+        *([("predict", predict)] if texts else []),
         ("watch", f"tensorboard --logdir {shlex.quote(str(folder))}"),
     ]
     width = max(len(name) for name, _ in rows)
     body = [f"  {name:<{width}}  {value}" for name, value in rows]
     rule = "-" * min(100, max(len(line) for line in body))
     return "\n".join([rule, *body, rule])
+
+
+def _wall_time(train: Mapping[str, Any]) -> str:
+    wall, training = f"{train['wall_seconds']:.1f} s", f"{train['train_runtime']:.1f} s"
+    step = train["resumed_from_step"]
+    return f"{wall} since it went on at step {step}; {training} of training in all" if step else f"{wall}, {training} of it training"
 
 
 def _trained_share(report: ParameterReport) -> str:

@@ -13,9 +13,13 @@ DATA_FILES = ("data_dir", "train_file", "validation_file", "test_file")
 class DataConfig(Settings):
     """The task and where its examples come from."""
 
-    task_name: str = flag("quickstart", "quickstart, a GLUE task (cola sst2 mrpc stsb qqp mnli qnli rte wnli) or text (own files).")
+    task_name: str = flag(
+        "quickstart",
+        "quickstart, a GLUE task (cola sst2 mrpc stsb qqp mnli qnli rte wnli), text (own texts) or ner (own tagged words); with a causal"
+        " language model e2e_nlg, webnlg_2017, dart, pairs (own sources and targets) or lm (plain text).",
+    )
     data_dir: str | None = flag(None, "Folder with train/validation[/test].{jsonl,csv,tsv,parquet}. Default: the hub, for GLUE.")
-    train_file: str | None = flag(None, "Training file (jsonl, csv, tsv, parquet); wins over data_dir.")
+    train_file: str | None = flag(None, "Training file (jsonl, csv, tsv, parquet; task lm: a text file or a folder); wins over data_dir.")
     validation_file: str | None = flag(None, "Validation file; wins over data_dir.")
     test_file: str | None = flag(None, "Test file for predictions, labelled or not; wins over data_dir.")
     text_column: str | None = flag(None, "Column with the text (task text). Default: the first text column.")
@@ -24,6 +28,12 @@ class DataConfig(Settings):
     problem: Literal["classification", "regression"] | None = flag(
         None, "Task text only: kind of label. Default: regression for decimal numbers."
     )
+    source_column: str | None = flag(None, "Column with the text to generate from (task pairs). Default: source.")
+    target_column: str | None = flag(None, "Column with the text to generate, or a list of such texts (task pairs). Default: target.")
+    stride: int | None = flag(
+        None, "Task lm: tokens that each window of an evaluation predicts; those before are its context. Default: half of max_seq_length."
+    )
+    pack: bool = flag(False, "Causal language models: put the examples of a micro-batch into common rows, computed apart.")
     max_seq_length: int = flag(128, "Longest input, in tokens; longer ones are truncated.")
     max_train_samples: int | None = flag(None, "Use only the first so many training examples.")
     max_eval_samples: int | None = flag(None, "Use only the first so many validation examples.", "--max_val_samples")
@@ -32,5 +42,5 @@ class DataConfig(Settings):
 
     def problems(self) -> list[str]:
         return positive_problems(
-            self, "max_seq_length", "max_train_samples", "max_eval_samples", "max_predict_samples", "pad_to_multiple_of"
+            self, "max_seq_length", "max_train_samples", "max_eval_samples", "max_predict_samples", "pad_to_multiple_of", "stride"
         )

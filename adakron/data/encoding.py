@@ -70,9 +70,30 @@ def encode_texts(
             f"max_seq_length is {max_seq_length}; this tokenizer's special tokens and one token per text need {least} "
             f"(set --max_seq_length {least} or more)"
         )
-    folder = Path(datasets.config.HF_DATASETS_CACHE) / "adakron" if cache_dir is None else cache_dir
+    folder = _default_cache() if cache_dir is None else cache_dir
     path = folder / f"{_cache_key(dataset, text_columns, tokenizer, limit)}.npz"
     return _cached(path, len(dataset), lambda: _tokenise(dataset, text_columns, tokenizer, limit))
+
+
+def encode_pieces(dataset: datasets.Dataset, column: str, tokenizer: PreTrainedTokenizerBase, cache_dir: Path | None = None) -> TokenTable:
+    """The tokens of one text column, uncut and without special tokens: pieces that a task puts together. Kept as `encode_texts` does."""
+    path = (_default_cache() if cache_dir is None else cache_dir) / f"{_cache_key(dataset, [column], tokenizer, None)}.npz"
+    return _cached(path, len(dataset), lambda: _tokenise_pieces(dataset, column, tokenizer))
+
+
+def _default_cache() -> Path:
+    return Path(datasets.config.HF_DATASETS_CACHE) / "adakron"
+
+
+def _tokenise_pieces(dataset: datasets.Dataset, column: str, tokenizer: PreTrainedTokenizerBase) -> TokenTable:
+    parts, lengths = [np.zeros(0, np.int32)], [np.zeros(0, np.int64)]
+    for start in range(0, len(dataset), _ROWS_AT_ONCE):
+        texts = dataset[start : start + _ROWS_AT_ONCE][column]
+        rows = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+        lengths.append(np.fromiter(map(len, rows), dtype=np.int64, count=len(rows)))
+        parts += [np.asarray(row, dtype=np.int32) for row in rows]
+    offsets = np.concatenate(([0], np.cumsum(np.concatenate(lengths)))).astype(np.int64)
+    return TokenTable(features={"input_ids": np.concatenate(parts)}, offsets=offsets, truncated=0)
 
 
 def _cached(path: Path, examples: int, build: Callable[[], TokenTable]) -> TokenTable:
@@ -131,7 +152,8 @@ def _without_empty_rows(
     return TokenTable(features=features, offsets=np.concatenate(([0], np.cumsum(lengths))).astype(np.int64), truncated=truncated)
 
 
-def _cache_key(dataset: datasets.Dataset, text_columns: Sequence[str], tokenizer: PreTrainedTokenizerBase, limit: int) -> str:
+def _cache_key(dataset: datasets.Dataset, text_columns: Sequence[str], tokenizer: PreTrainedTokenizerBase, limit: int | None) -> str:
+    # limit None: pieces, without special tokens.
     digest = hashlib.sha256()
     settings = [FORMAT_VERSION, transformers.__version__, type(tokenizer).__name__, tokenizer.model_input_names, list(text_columns), limit]
     digest.update(json.dumps(settings).encode())

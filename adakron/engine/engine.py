@@ -104,6 +104,9 @@ class TrainingEngine:
         scheduler = LambdaLR(optimizer, lambda step: schedule_factor(kind, step, warmup, total_steps))
         with quiet_initialisation():
             self._engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, lr_scheduler=scheduler, config=settings.config)
+        clipping = f"clip below --max_grad_norm {training.max_grad_norm:g}" if training.max_grad_norm else "clip with --max_grad_norm 1"
+        self.advice = f"lower --learning_rate, or {clipping}"
+        """What to do against numbers that grow without bounds."""
         self._optimizer = optimizer
         self._scheduler = scheduler
         self._named = {name: p for name, p in self._engine.module.named_parameters() if p.requires_grad}
@@ -207,9 +210,7 @@ class TrainingEngine:
         return applied
 
     def _diverged(self, what: str) -> NumericalError:
-        return NumericalError(
-            f"{what} after step {self.global_step}: training diverged; lower --learning_rate, or clip with --max_grad_norm 1"
-        )
+        return NumericalError(f"{what} after step {self.global_step}: training diverged; {self.advice}")
 
     def trainable_parameters(self) -> Iterable[tuple[str, nn.Parameter]]:
         """What trains, by name, in the model's order; at stage 3 a parameter is whole only inside a forward or backward pass."""

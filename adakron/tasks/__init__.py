@@ -1,4 +1,4 @@
-"""The problems that can be trained: quickstart, the GLUE tasks, and own text data."""
+"""The problems that can be trained: quickstart, the GLUE tasks, own text data, and those of causal language models."""
 
 import difflib
 from collections.abc import Mapping
@@ -7,10 +7,20 @@ from typing import Any
 from adakron.config import DataConfig, TrainingConfig
 from adakron.errors import ConfigError
 from adakron.tasks.base import Task
+from adakron.tasks.causal import PAIR_TASKS, PlainTextTask
 from adakron.tasks.glue import GLUE_TASKS, GlueTask, TextTask
+from adakron.tasks.ner import NerTask
 from adakron.tasks.quickstart import QuickstartTask
 
-TASK_NAMES = ("quickstart", *GLUE_TASKS, "text")
+TASK_NAMES = ("quickstart", *GLUE_TASKS, "text", *PAIR_TASKS, "lm", "ner")
+
+_USED_BY: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(("text_column", "text_pair_column", "label_column", "problem"), ("text",)),
+    **dict.fromkeys(("source_column", "target_column"), ("pairs",)),
+    "pack": (*PAIR_TASKS, "lm"),
+    "stride": ("lm",),
+}
+"""Settings that not every task uses, and the tasks that do."""
 
 
 def create_task(data: DataConfig, training: TrainingConfig, model_options: Mapping[str, Any] | None = None) -> Task:
@@ -29,31 +39,45 @@ def create_task(data: DataConfig, training: TrainingConfig, model_options: Mappi
         raise ConfigError(problems)
     if name == "text":
         return TextTask(data, training, saved_options=model_options)
+    if name == "ner":
+        return NerTask(data, training, saved_options=model_options)
+    if name == "lm":
+        return PlainTextTask(data, training)
+    if name in PAIR_TASKS:
+        return PAIR_TASKS[name](data, training)
     return QuickstartTask(data, training) if name == "quickstart" else GlueTask(data, training)
 
 
 def _ignored_settings(data: DataConfig) -> list[str]:
-    if data.task_name == "text":
-        return []
-    rules = dict.fromkeys(("text_column", "text_pair_column", "label_column", "problem"), "has its own columns and labels")
+    rules: dict[str, tuple[str, tuple[str, ...]]] = {
+        field: (_reason(field), users) for field, users in _USED_BY.items() if data.task_name not in users
+    }
     if data.task_name == "quickstart":
-        rules |= dict.fromkeys(("data_dir", "train_file", "validation_file"), "writes its own reviews")
+        rules |= dict.fromkeys(("data_dir", "train_file", "validation_file"), ("writes its own reviews", ("text",)))
+    if data.task_name == "lm":
+        rules |= dict.fromkeys(("max_eval_samples", "max_predict_samples"), ("scores whole texts, word by word", tuple(PAIR_TASKS)))
     return [
-        f"{field} is {getattr(data, field)}, but task {data.task_name} {rule}; drop --{field}, or set --task_name text"
-        for field, rule in rules.items()
-        if getattr(data, field) is not None
+        f"{field} is {getattr(data, field)}, but task {data.task_name} {reason}; drop --{field}, or set --task_name {' or '.join(users)}"
+        for field, (reason, users) in rules.items()
+        if getattr(data, field) not in (None, False)
     ]
 
 
+def _reason(field: str) -> str:
+    if field == "pack":
+        return "keeps every example in a row of its own"
+    return "cuts no text into windows" if field == "stride" else "has its own columns and labels"
+
+
 def _columns_used_twice(data: DataConfig) -> list[str]:
-    if data.task_name != "text":
-        return []
+    columns = {
+        "text": (
+            ("text_column", data.text_column), ("text_pair_column", data.text_pair_column), ("label_column", data.label_column or "label")
+        ),
+        "pairs": (("source_column", data.source_column or "source"), ("target_column", data.target_column or "target")),
+    }  # fmt: skip
     uses: dict[str, list[str]] = {}
-    for field, column in (
-        ("text_column", data.text_column),
-        ("text_pair_column", data.text_pair_column),
-        ("label_column", data.label_column or "label"),
-    ):
+    for field, column in columns.get(data.task_name, ()):
         if column:
             uses.setdefault(column, []).append(field)
     return [

@@ -110,7 +110,7 @@ def at_every_call(folder: Path) -> Inspection:
         write(store, (4, 1))
 
     def prune(store: CheckpointStore) -> None:
-        store.prune(1, best_step=2)
+        store.prune(1, 2)
 
     four, others = (4, 0), {step: [(step, 0)] for step in (1, 2, 3)}
     cases: list[tuple[str, Path, Callable[[CheckpointStore], None], list[Version], dict[int, list[Version]]]] = [
@@ -172,7 +172,7 @@ def _write_for_ever(folder: Path, first: int, pipe: int) -> NoReturn:
                 os.write(pipe, f"begin {step} {again}\n".encode())
                 write(store, (step, again))
                 os.write(pipe, f"done {step} {again}\n".encode())
-            store.prune(KEEP, best_step=1)
+            store.prune(KEEP, 1)
             step += 1
 
 

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 import signal
 import time
@@ -12,8 +13,8 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from adakron.checkpoint import newest_resumable
 from adakron.signals import EXIT_INTERRUPTED, EXIT_STOPPED
-from launch.saving import newest_good
 from tests.helpers import tiny
 from tests.helpers.interrupted import Running, running, send
 from tests.helpers.launch import Finished, deepspeed, logged, python
@@ -67,8 +68,9 @@ def assert_stopped(run: Running, asked: str) -> int:
     finished = run.finish()
     assert finished.returncode == EXIT_STOPPED, finished.output
     assert "Traceback" not in finished.stderr
-    assert f"stopped by {asked} at step " in finished.stderr
-    step = int(finished.stderr.split(f"stopped by {asked} at step ")[1].split()[0])
+    said = re.search(rf"stopped by {asked} (?:in the evaluation )?at step (\d+)", finished.stderr)
+    assert said, finished.stderr
+    step = int(said[1])
     assert steps_saved(run.folder)[-1] == step
     return step
 
@@ -141,6 +143,29 @@ def test_a_checkpoint_goes_on_under_other_ranks_and_another_stage(tmp_path, shor
     deviations = {name: float((found[name] - tensor).abs().max()) for name, tensor in expected.items()}
     assert max(deviations.values()) <= 1e-6, deviations
     assert logged(tmp_path / "other") == pytest.approx(logged(folder)[9:], abs=1e-6)
+    assert re.search(r"s since it went on at step 9; [0-9.]+ s of training in all", finished.stdout), finished.stdout
+    (entry,) = json.loads((tmp_path / "other" / "run.json").read_text())["resumed"]
+    assert (entry["step"], entry["world_size"], entry["stage"]) == (9, 2, 3)
+
+
+@pytest.mark.parametrize("stage", ["zero2_offload", "zero3_offload"])
+def test_a_checkpoint_goes_on_with_states_in_the_hosts_memory_and_from_there_without(tmp_path, short, stage):
+    flags, folder = short
+    batch = ("--per_device_train_batch_size", "8")
+    offloaded = tmp_path / "offloaded"
+    finished = one_rank(
+        flags, *batch, "--output_dir", str(offloaded), "--resume_from_checkpoint", str(folder / "checkpoint-9"), stage=stage
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.output
+    back = tmp_path / "back"
+    finished = one_rank(
+        flags, *batch, "--output_dir", str(back), "--resume_from_checkpoint", str(offloaded / "checkpoint-18")
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.output
+    expected = load_file(folder / "adapter_model.safetensors")
+    for place in (offloaded, back):
+        found = load_file(place / "adapter_model.safetensors")
+        assert max(float((found[name] - tensor).abs().max()) for name, tensor in expected.items()) <= 1e-6
 
 
 def test_what_must_not_change_is_named_at_once(tmp_path, short):
@@ -180,6 +205,9 @@ def test_where_to_go_on(tmp_path, short):
     (copy / "all_results.json").unlink()
     state = copy / "checkpoint-20" / "training_state.safetensors"
     state.write_bytes(state.read_bytes()[:-100])
+    refused = python("launch/evaluate.py", str(state.parent))
+    assert refused.returncode == 2
+    assert "checkpoint-20 is damaged: training_state.safetensors has" in refused.stderr
     passed_over = one_rank(flags, *batch, *AUTO, "--output_dir", str(copy))
     assert passed_over.returncode == 0, passed_over.output
     assert "checkpoint-20 is passed over" in passed_over.stderr
@@ -216,7 +244,7 @@ def test_a_second_interrupt_leaves_at_once_even_where_a_peer_hangs(tmp_path, lon
         hanging.kill()
         finished = run.finish()
     assert finished.returncode == EXIT_INTERRUPTED, finished.output
-    found = newest_good(run.folder)
+    found = newest_resumable(run.folder)
     assert found.checkpoint is not None
     assert not found.rejected
 

@@ -89,6 +89,29 @@ def test_every_published_setting_has_a_recipe() -> None:
     assert {f"{model}-{task}" for model in ("roberta-large", "bert-base") for task in GLUE} <= names
 
 
+@pytest.mark.parametrize(
+    ("data", "task", "epochs", "warmup", "decay", "smoothing", "experts"),
+    [
+        ("e2e", "e2e_nlg", 20, 2000, 0.01, 0.1, 8),
+        ("webnlg", "webnlg_2017", 25, 2500, 0.01, 0.1, 4),
+        ("dart", "dart", 20, 2000, 0.0, 0.0, 8),
+    ],
+)
+def test_generation_recipes_are_the_published_settings(
+    data: str, task: str, epochs: int, warmup: int, decay: float, smoothing: float, experts: int
+) -> None:
+    plain, mixture = (settings_of(ROOT / "launch" / "recipes" / "nlg" / f"{data}_{method}.yaml") for method in ("adakron", "madakron"))
+    expected = {
+        "task_name": task, "num_train_epochs": epochs, "warmup_steps": warmup, "weight_decay": decay, "label_smoothing": smoothing,
+        "learning_rate": 2e-4, "per_device_train_batch_size": 8, "max_seq_length": 512, "bottleneck_dim": 8, "kron_factor": 4,
+        "factor_order": "b_major", "adam_epsilon": 1e-6, "max_grad_norm": 0.0, "lr_scheduler_type": "linear", "dropout": 0.0, "seed": 110,
+    }  # fmt: skip
+    assert plain.items() >= expected.items()
+    assert mixture.items() >= expected.items()
+    only_theirs = {"method": "madakron_partial", "num_experts": experts, "expert_scores": "random", "consistency_weight": 100.0}
+    assert dict(mixture.items() - plain.items()) == only_theirs
+
+
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_recipe_holds_only_settings_and_is_valid(recipe: Path) -> None:
     content = settings_of(recipe)

@@ -9,7 +9,7 @@ import torch
 
 from adakron.data.sampler import GlobalBatch
 from adakron.dumps import StepDump
-from adakron.errors import NumericalError
+from adakron.errors import CheckpointError, NumericalError
 from adakron.nonfinite import MOST_DUMPS, MOST_IN_A_ROW, NonFiniteSteps
 from adakron.passes import StepPasses
 from tests.unit.test_trainer import CountingEngine, CountingTask, build, encoded, settings
@@ -89,10 +89,30 @@ def test_a_skipped_step_is_counted_and_made_up_for():
 
 def test_skipping_ends_where_every_step_is_bad():
     kept = Kept()
-    with pytest.raises(NumericalError, match=f"{MOST_IN_A_ROW} such steps in a row"):
+    with pytest.raises(NumericalError, match=f"the {MOST_IN_A_ROW} steps before it were skipped"):
         run(CountingTask(loss_value=float("nan")), kept, on_nonfinite="skip")
     assert len(kept.dumps) == MOST_IN_A_ROW + 1
     assert MOST_IN_A_ROW < MOST_DUMPS
+
+
+def test_what_went_wrong_is_said_where_the_checkpoints_cannot_be_looked_at_or_the_engine_gives_up():
+    class Unreadable(Kept):
+        def last_good(self) -> Path | None:
+            raise CheckpointError("the folder cannot be listed")
+
+    class GivesUp(CountingEngine):
+        precision = "fp32"
+
+        def step(self, *, again: bool = False) -> bool:
+            if again:
+                raise NumericalError("the loss scale fell to its minimum")
+            return super().step()
+
+    with pytest.raises(NumericalError, match=r"the loss is inf on rank 0.*saved no checkpoint yet"):
+        run(Poisoned(8), Unreadable())
+    training = settings(eval_strategy="no", save_strategy="no", on_nonfinite="skip")
+    with pytest.raises(NumericalError, match=r"the loss is inf on rank 0.*; the loss scale fell to its minimum"):
+        build(training, GivesUp(), Poisoned(8), [], evidence=Kept()).run()
 
 
 def test_a_step_that_is_finite_when_computed_again_is_applied():

@@ -2,8 +2,10 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from adakron import objectives
 from adakron.objectives import consistency_sum
 
 
@@ -47,3 +49,33 @@ def test_half_precision_is_widened() -> None:
     for kind in ("logits", "values"):
         loss = consistency_sum(first, second, kind)  # type: ignore[arg-type]
         assert loss.dtype == torch.float32 and loss.item() > 0
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_cross_entropy_in_pieces_is_torchs(dtype: torch.dtype, smoothing: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(objectives, "_NUMBERS_AT_ONCE", 3 * 11)  # three of seven rows at once
+    generator = torch.Generator().manual_seed(0)
+    logits = (4 * torch.randn(7, 11, generator=generator)).to(dtype).requires_grad_()
+    targets = torch.randint(11, (7,), generator=generator)
+    found = objectives.cross_entropy_sum(logits, targets, smoothing)
+    (2.5 * found).backward()
+    gradient, logits.grad = logits.grad, None
+    wide = logits.to(torch.promote_types(dtype, torch.float32))
+    expected = F.cross_entropy(wide, targets, reduction="sum", label_smoothing=smoothing)
+    (2.5 * expected).backward()
+    assert found.dtype == expected.dtype
+    assert gradient is not None and gradient.dtype == dtype
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(gradient, logits.grad)
+    if not smoothing:
+        torch.testing.assert_close(objectives.token_losses(logits, targets).sum(), expected)
+
+
+def test_cross_entropy_holds_no_second_tensor_of_the_logits_size() -> None:
+    logits = torch.zeros(4, 6, dtype=torch.bfloat16, requires_grad=True)
+    saved: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda tensor: tensor):
+        objectives.cross_entropy_sum(logits, torch.tensor([0, 1, 2, 3]))
+    assert [tuple(tensor.shape) for tensor in saved if tensor.numel() >= logits.numel()] == [(4, 6)]
+    assert next(tensor for tensor in saved if tensor.shape == logits.shape).data_ptr() == logits.data_ptr()

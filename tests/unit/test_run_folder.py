@@ -134,3 +134,11 @@ def test_a_free_name_overwrites_nothing(tmp_path):
         names.append(run_folder.free_name(file))
         names[-1].write_text("")
     assert [name.name for name in names] == ["step.bin", "step-2.bin", "step-3.bin"]
+
+
+def test_a_folder_that_a_run_is_writing_is_said_to_be_so_before_anything_else(tmp_path):
+    make_run(tmp_path / "run")
+    with RunLock(tmp_path / "run"):
+        for overwrite in (False, True):
+            with pytest.raises(ConfigError, match="is being written by process"):
+                run_folder.check_free(tmp_path / "run", overwrite=overwrite)

@@ -29,6 +29,7 @@ class CountingEngine:
     learning_rate = 1.0
     grad_norm = None
     loss_scale = 1.0
+    advice = "lower --learning_rate"
 
     def __init__(self, overflows: tuple[int, ...] = ()):
         self.overflows = overflows

@@ -14,6 +14,7 @@ from adakron.run_lock import LOCK_FILE, RunLock
 from adakron.store import CheckpointStore
 from launch import checkpoints
 from tests.helpers.launch import python
+from tests.unit.launch.test_resuming import save
 
 SCORES = {10: 0.5, 20: 0.9, 30: 0.75}
 
@@ -56,6 +57,24 @@ def test_ls_shows_steps_scores_marks_and_damage(run: Path, capsys: pytest.Captur
         ["30", "1", "-", "latest", "bad: adapter_model.safetensors has 100 bytes, and was written with 101,800"],
     ]
     assert [path.name for path in run.glob(".*")] == []
+
+
+def test_the_one_to_resume_from_is_marked_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for step in (10, 20, 30):
+        save(tmp_path, step)
+    for step in (20, 30):  # whole, by the manifest, and yet nothing to go on from
+        (tmp_path / f"checkpoint-{step}" / "training_state.json").write_text("{}")
+        (tmp_path / f"checkpoint-{step}" / MANIFEST_FILE).unlink()
+        write_manifest(tmp_path / f"checkpoint-{step}")
+    assert main("ls", tmp_path) == 0
+    assert [line.split()[3] for line in capsys.readouterr().out.splitlines()] == ["marks", "resume", "-", "latest"]
+    assert main("prune", tmp_path, "--keep", "1") == 0
+    assert capsys.readouterr().out == "deleted checkpoint-20\n"
+
+
+def test_a_checkpoint_in_place_of_its_run_is_told_apart(run: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"checkpoint-20 is a checkpoint; name the run that it belongs to: {run}$"):
+        main("ls", run / "checkpoint-20")
 
 
 def test_verify_tells_all_damage_by_its_exit_code(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -134,7 +153,8 @@ def test_prune_deletes_nothing_where_it_cannot_know(run: Path, capsys: pytest.Ca
         (("list",), "invalid choice: 'list'"),
         (("ls", "none"), "none is no folder"),
         (("prune", "."), "--keep"),
-        (("ls", ".", "--jsn"), "unrecognized arguments: --jsn"),
+        (("ls", ".", "--jsn"), r"unrecognized arguments: --jsn; did you mean --json\?"),
+        (("prune", ".", "--keep", "1", "--dry-run"), r"did you mean --dry_run\?"),
         (("prune", ".", "--keep", "x"), "invalid int value"),
     ],
 )

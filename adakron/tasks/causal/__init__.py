@@ -1,0 +1,8 @@
+"""Causal language modelling: a target behind its source (E2E, WebNLG, DART, own pairs), and plain text."""
+
+from adakron.tasks.causal.base import CausalTask, cannot_predict
+from adakron.tasks.causal.pairs import PAIR_TASKS, PairTask
+from adakron.tasks.causal.plain_text import PlainTextTask
+from adakron.tasks.causal.prompts import Prompts
+
+__all__ = ["PAIR_TASKS", "CausalTask", "PairTask", "PlainTextTask", "Prompts", "cannot_predict"]
