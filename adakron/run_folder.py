@@ -37,7 +37,10 @@ _WRITTEN = TOKENIZER_FILES | {
     RUN_FILE, DEEPSPEED_FILE, STATE_FILE, METRICS_FILE, BACKBONE_FILE, "train_results.json", "eval_results.json",
     ALL_RESULTS_FILE, "adapter_config.json", "adapter_model.safetensors",
 }  # fmt: skip
-_WRITTEN_NAMES = re.compile(r"predict_results_\w+\.tsv|nonfinite-step\d+-rank\d+(-\d+)?\.safetensors")
+_WRITTEN_NAMES = re.compile(
+    r"predict_results_\w+\.tsv|generated_\w+\.(jsonl|hypotheses\.txt|references\.txt)"
+    r"|nonfinite-step\d+-rank\d+(-\d+)?\.safetensors"
+)
 _PARTIAL = re.compile(r"\.(.+)\.[0-9]+\.partial")
 _VERSIONED = (
     "adakron",
