@@ -1,6 +1,7 @@
 """A progress bar on a terminal, plain log lines elsewhere; nothing on ranks other than 0."""
 
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -58,3 +59,40 @@ def progress_over(items: Sequence[Any], name: str, disable: bool | None) -> Iter
             yield iter(bar)
     else:
         yield iter(items)
+
+
+class GenerationProgress:
+    """Shows how many of this rank's prompts are done, and how fast: a bar on a terminal, else a line now and then.
+
+    total: prompts. disable: see `TrainingProgress`. Tokens are those of the texts, not those of every beam.
+    """
+
+    def __init__(self, total: int, disable: bool | None, line_seconds: float = 30.0):
+        self.tokens = 0
+        self._prompts, self._total = 0, total
+        self._started = self._said = time.monotonic()
+        self._line_seconds = line_seconds
+        self._bar = tqdm(total=total, unit="prompt", dynamic_ncols=True, desc="generating") if _wanted(disable) else None
+
+    def advance(self, prompts: int, tokens: int) -> None:
+        """So many more prompts are done, and so many more tokens generated."""
+        self._prompts += prompts
+        self.tokens += tokens
+        now = time.monotonic()
+        speed = f"{self.tokens / max(now - self._started, 1e-9):,.0f} tokens/s"
+        if self._bar is not None:
+            self._bar.set_postfix_str(speed, refresh=False)
+            self._bar.update(prompts)
+        elif now - self._said >= self._line_seconds:
+            self._said = now
+            logger.info("generating: %d of %d prompts of this rank, %s", self._prompts, self._total, speed)
+
+    @property
+    def seconds(self) -> float:
+        """Since the beginning."""
+        return time.monotonic() - self._started
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        if self._bar is not None:
+            self._bar.close()

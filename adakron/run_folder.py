@@ -38,7 +38,8 @@ _WRITTEN = TOKENIZER_FILES | {
     ALL_RESULTS_FILE, "adapter_config.json", "adapter_model.safetensors",
 }  # fmt: skip
 _WRITTEN_NAMES = re.compile(
-    r"predict_results_\w+\.tsv|(train|validation|test)_(predictions|nbest_predictions|null_odds)\.json"
+    r"predict_results_\w+\.tsv|generated_\w+\.(jsonl|hypotheses\.txt|references\.txt)"
+    r"|(train|validation|test)_(predictions|nbest_predictions|null_odds)\.json"
     r"|nonfinite-step\d+-rank\d+(-\d+)?\.safetensors"
 )
 _PARTIAL = re.compile(r"\.(.+)\.[0-9]+\.partial")

@@ -31,9 +31,12 @@ class SignalListener:
     A thread reads the numbers that Python's own C handler writes, so that a signal counts even while the main thread waits inside
     a collective or a library. Until `defer` there is nothing to save and perhaps no peer to agree with: a signal ends the process
     at once. Afterwards it sets `asked`, and only a second Ctrl-C ends the process.
+
+    work, boundary: what is stopped and where, for the messages.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, work: str = "training", boundary: str = "at the next step, with a checkpoint") -> None:
+        self._work, self._boundary = work, boundary
         self.asked: signal.Signals | None = None
         self.started = time.monotonic()
         self._deferred = False
@@ -61,19 +64,19 @@ class SignalListener:
     def _note(self, received: signal.Signals) -> None:
         if not self._deferred:
             # Whichever rank was signalled says so: a signal to one alone ends all, and the others only know that it is gone.
-            _say(f"{_of_rank()}stopped by {received.name} before training began; nothing was written")
+            _say(f"{_of_rank()}stopped by {received.name} before {self._work} began; nothing was written")
             os._exit(EXIT_STOPPED)
         now = time.monotonic()
         if received == signal.SIGINT:
             since = now - self._last_interrupt if self._last_interrupt is not None else None
             if since is not None and _ONE_KEYPRESS < since <= SECOND_WITHIN:
-                leave(EXIT_INTERRUPTED, "interrupted twice: left at once; what checkpoints there are can be resumed from")
+                leave(EXIT_INTERRUPTED, "interrupted twice: left at once; what was saved can be resumed from")
             if since is None or since > SECOND_WITHIN:
                 self._last_interrupt = now
         if self.asked is None:
             self.asked = received
             if os.environ.get("LOCAL_RANK", "0") == "0":
-                _say(f"{received.name}: stopping at the next step, with a checkpoint (Ctrl-C twice within 3 s leaves at once)")
+                _say(f"{received.name}: stopping {self._boundary} (Ctrl-C twice within 3 s leaves at once)")
 
 
 def leave(code: int, text: str) -> None:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
@@ -15,6 +15,8 @@ from transformers import PreTrainedTokenizerBase
 from adakron import adapter_folder, backbone, distributed, models, run_folder
 from adakron.config import DATA_FILES, DataConfig, ModelConfig, RunConfig
 from adakron.distributed import World
+from adakron.engine.ds_config import Precision
+from adakron.engine.inference import inference_settings, partition_for_inference
 from adakron.errors import CheckpointError, ConfigError
 from adakron.evaluator import Evaluator
 from adakron.manifest import MANIFEST_FILE, verify
@@ -28,7 +30,10 @@ from launch.arguments import Parser, add_launcher_flags
 
 @dataclass(frozen=True)
 class SavedRun:
-    """model: in evaluation mode, with the adapter and head of the folder. evaluator: for this world and batch size."""
+    """model: in evaluation mode, with the adapter and head of the folder. evaluator: for this world and batch size.
+
+    precision: fp32, bf16 or fp16. partitioned: ZeRO stage 3 has taken the weights apart, so all ranks make equally many passes.
+    """
 
     folder: Path
     config: RunConfig
@@ -37,11 +42,16 @@ class SavedRun:
     tokenizer: PreTrainedTokenizerBase
     evaluator: Evaluator
     device: torch.device
+    precision: Precision = "fp32"
+    partitioned: bool = False
 
 
-def saved_run_parser(description: str) -> Parser:
-    """The flags common to the programs that use a saved run: its folder, and the data flags, which win over the saved ones."""
-    parser = Parser((DataConfig,), description)
+def saved_run_parser(description: str, *groups: Any) -> Parser:
+    """The flags common to the programs that use a saved run: its folder, and the data flags, which win over the saved ones.
+
+    groups: further classes of settings, whose fields are flags.
+    """
+    parser = Parser((DataConfig, *groups), description)
     for action in parser._actions:
         if action.dest in DataConfig.__dataclass_fields__:
             action.default = argparse.SUPPRESS
@@ -118,27 +128,48 @@ def eval_batch_size(options: argparse.Namespace, config: RunConfig) -> int:
     return batch_size
 
 
-def open_run(options: argparse.Namespace, world: World, needs_data: bool = True) -> SavedRun:
-    """Load what a folder holds. needs_data: whether any split will be read."""
+def open_run(
+    options: argparse.Namespace, world: World, needs_data: bool = True, *, deepspeed: str | None = None, with_adapter: bool = True
+) -> SavedRun:
+    """Load what a folder holds. needs_data: whether any split will be read.
+
+    deepspeed: a JSON; at its stage 3 the weights are partitioned, and the process group is formed here. with_adapter: False leaves the
+    backbone as it was before the run.
+    """
     folder = Path(options.run_folder)
-    config, precision = read_settings(options, folder, needs_data)
+    config, dtype = read_settings(options, folder, needs_data)
+    precision = next(name for name in get_args(Precision) if DTYPES[name] == dtype)
     batch_size = eval_batch_size(options, config)
     device = distributed.select_device(world, os.environ)
+    settings = inference_settings(deepspeed, precision, batch_size=batch_size, world_size=world.world_size) if deepspeed else None
     auto_class, model_options = attachment.read_head(folder, config.adapter)
     task = create_task(config.data, config.training, model_options=model_options)
+    # What else trained than adapters is copied into whole parameters.
+    in_parts = settings is not None and config.adapter.has_adapters and config.adapter.head_modules is None
     base = backbone.load_backbone(
         config.model,
         auto_class=auto_class,
         options=model_options,
         seed=config.training.seed,
         device_type=device.type,
-        compute_dtype=precision,
+        compute_dtype=dtype,
+        partitioned=attachment.partitioning(config, settings, world, device) if in_parts and settings else None,
     )
-    model = attachment.load(base, folder, config.adapter, precision, allow_other_backbone=options.allow_other_backbone)
-    model.to(device).eval().requires_grad_(False)
+    if with_adapter:
+        model = attachment.load(base, folder, config.adapter, dtype, allow_other_backbone=options.allow_other_backbone)
+    else:
+        model = base.model
+        models.cast_parameters(model, dtype)
+    model.eval().requires_grad_(False)
     if options.inference_level is not None:
         models.set_inference_level(model, options.inference_level)
     router = models.route_experts(model, config.training.seed)
+    partitioned = settings is not None and settings.stage == 3
+    if settings is not None and partitioned:
+        distributed.form_group(world, device)
+        model = partition_for_inference(model, settings, device)
+    else:
+        model.to(device)
     evaluator = Evaluator(
         task,
         batch_size=batch_size,
@@ -148,7 +179,7 @@ def open_run(options: argparse.Namespace, world: World, needs_data: bool = True)
         rank=world.rank,
         before_batch=router.evaluation_batch if router else None,
     )
-    return SavedRun(folder, config, task, model, base.tokenizer, evaluator, device)
+    return SavedRun(folder, config, task, model, base.tokenizer, evaluator, device, precision, partitioned)
 
 
 def _check_finished(folder: Path) -> None:

@@ -117,7 +117,7 @@ def _train(run: Prepared, world: World, agreement: StopAgreement, held: contextl
     held.callback(saver.close)
     watch = distributed.peer_watch()
     if watch is not None:  # another rank's end must not cut a checkpoint off that is being written
-        watch.finish_first(saver.close)
+        watch.finish_first(saver.settle)
     sinks: list[Sink] = []
     distributed.on_rank_0(lambda: sinks.extend(metric_sinks(run.config, folder, resumption)))
     recorder = MetricRecorder(sinks)

@@ -7,8 +7,9 @@ precision) is not repeated here.
 
 from adakron.config.adapter import AdapterConfig
 from adakron.config.data import DATA_FILES, DataConfig
+from adakron.config.generation import GenerationConfig
 from adakron.config.model import ModelConfig
 from adakron.config.run import RunConfig
 from adakron.config.training import Interval, TrainingConfig
 
-__all__ = ["DATA_FILES", "AdapterConfig", "DataConfig", "Interval", "ModelConfig", "RunConfig", "TrainingConfig"]
+__all__ = ["DATA_FILES", "AdapterConfig", "DataConfig", "GenerationConfig", "Interval", "ModelConfig", "RunConfig", "TrainingConfig"]

@@ -3,6 +3,6 @@
 from adakron.tasks.causal.base import CausalTask, cannot_predict
 from adakron.tasks.causal.pairs import PAIR_TASKS, PairTask
 from adakron.tasks.causal.plain_text import PlainTextTask
-from adakron.tasks.causal.prompts import Prompts
+from adakron.tasks.causal.prompts import Prompts, prompts_of
 
-__all__ = ["PAIR_TASKS", "CausalTask", "PairTask", "PlainTextTask", "Prompts", "cannot_predict"]
+__all__ = ["PAIR_TASKS", "CausalTask", "PairTask", "PlainTextTask", "Prompts", "cannot_predict", "prompts_of"]

@@ -1,8 +1,14 @@
 """What a generation task gives to a decoder: one prompt per distinct source, with all its references."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import datasets
 import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from adakron.data.encoding import encode_pieces
+from adakron.tasks.causal.sequences import join_prompts, marks_of
 
 
 @dataclass(frozen=True)
@@ -29,3 +35,10 @@ class Prompts:
     def prompt(self, index: int) -> np.ndarray:
         """The tokens of one prompt."""
         return self.input_ids[self.offsets[index] : self.offsets[index + 1]]
+
+
+def prompts_of(sources: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Prompts:
+    """A prompt for every source, in the form in which the model reads sources; without references."""
+    pieces = encode_pieces(datasets.Dataset.from_dict({"source": list(sources)}), "source", tokenizer)
+    tokens, offsets = join_prompts(pieces, marks_of(tokenizer))
+    return Prompts(tokens, offsets, [[] for _ in sources], list(sources))
