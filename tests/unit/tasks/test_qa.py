@@ -18,7 +18,7 @@ from adakron.data.offsets import trimmed
 from adakron.errors import DataError
 from adakron.objectives import consistency_sum
 from adakron.packaged import packaged_minilm
-from adakron.scores.squad import squad_v1
+from adakron.scores.squad import squad_v1, squad_v2
 from adakron.tasks.base import Batch
 from adakron.tasks.qa import QuestionTask
 from adakron.tasks.qa.answers import Answer, find_answers
@@ -232,6 +232,27 @@ def test_thresholds_of_the_best_scores_give_these_scores(tmp_path: Path) -> None
     again = task_scores(tmp_path, rows, outputs, null_score_diff_threshold=scores["best_f1_thresh"])
     assert again["f1"] == pytest.approx(scores["best_f1"])
     assert again["best_f1"] == scores["best_f1"]
+
+
+def test_the_best_scores_are_the_official_ones_of_predictions_that_were_never_emptied(tmp_path: Path) -> None:
+    rows = [row(str(i), *(["c d"] if i % 3 else [])) for i in range(30)]
+    outputs = spiked(task_of(tmp_path, rows), letter_tokenizer(), noise=15.0)
+    outputs[:, -3:-1] += 30.0  # so much speaks for no answer that the threshold 0 empties nearly all
+    best = {name: value for name, value in task_scores(tmp_path, rows, outputs).items() if name.startswith("best_")}
+    assert best["best_f1_thresh"] > 0, "or the case shows nothing"
+    references = {one["id"]: one["answers"]["text"] for one in rows}
+    from_files = {}
+    for name, threshold in (("emptied", 0.0), ("never", 1e9)):
+        task = task_of(tmp_path, rows, null_score_diff_threshold=threshold)
+        task.encode("validation", letter_tokenizer())
+        task.write_predictions("validation", outputs, tmp_path / name)
+        predictions, odds = (
+            json.loads((tmp_path / name / f"validation_{kind}.json").read_text(encoding="utf-8")) for kind in ("predictions", "null_odds")
+        )
+        scores = squad_v2(predictions, references, odds)
+        from_files[name] = {kind: scores[kind] for kind in best}
+    assert from_files["never"] == best
+    assert from_files["emptied"]["best_f1"] < best["best_f1"]
 
 
 def task_scores(folder: Path, rows: list[dict[str, Any]], outputs: np.ndarray, **data: Any) -> Mapping[str, float]:
