@@ -14,11 +14,12 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from adakron.config import AdapterConfig, GenerationConfig
 from adakron.decoding import BeamDecoder, decode_prompts
 from adakron.distributed import World
-from adakron.errors import ConfigError
+from adakron.errors import ConfigError, NumericalError
 from adakron.models import adapt, route_experts
 from adakron.nn import Projection
 from adakron.reference import import_checkpoint
 from adakron.tasks.causal import Prompts
+from tests.helpers.architectures import DECODERS, tiny_model
 from tests.helpers.published import golden
 
 CPU = torch.device("cpu")
@@ -124,6 +125,34 @@ def test_only_pending_prompts_are_decoded() -> None:
 def test_the_cache_changes_nothing() -> None:
     model, prompts = random_model(), some_prompts(6)
     assert decoder(model, use_cache=False).tokens(prompts) == decoder(model).tokens(prompts)
+
+
+@pytest.mark.parametrize("model_type", DECODERS)
+def test_every_decoder_reads_prompts_once_and_apart(model_type: str) -> None:
+    model = tiny_model(model_type, auto_class="AutoModelForCausalLM", vocab_size=40, initializer_range=0.4)
+    adapt(model, AdapterConfig(bottleneck_dim=8, init_std=0.3), seed=0)
+    model.eval()
+    prompts = [*some_prompts(6), np.array([5], dtype=np.int32)]
+    alone = [decoder(model).tokens([prompt])[0] for prompt in prompts]
+    shapes: list[tuple[int, int]] = []
+    model.register_forward_pre_hook(lambda _, __, values: shapes.append(tuple(values["input_ids"].shape)), with_kwargs=True)
+    assert decoder(model).tokens(prompts) == alone
+    assert shapes[0] == (7, max(map(len, prompts)) - 1) and {*shapes[1:]} == {(7 * 4, 1)}
+    without = decoder(model)
+    without._read_ahead = lambda *_: {}  # type: ignore[method-assign]
+    assert without.tokens(prompts) == alone
+    shapes.clear()
+    decoder(model).tokens(prompts[-1:])
+    assert shapes[0] == (1, 1), "as many passes as beside longer prompts"
+
+
+@pytest.mark.parametrize("beams", [1, 4])
+def test_a_model_that_diverged_writes_nothing(beams: int) -> None:
+    model = random_model()
+    with torch.no_grad():
+        model.transformer.h[1].mlp.c_fc.weight[0, 0] = float("nan")
+    with pytest.raises(NumericalError, match="generating: the model's outputs are not numbers"):
+        decoder(model, num_beams=beams).tokens(some_prompts(3))
 
 
 def test_texts_end_at_every_end_and_not_too_early() -> None:
