@@ -1,7 +1,6 @@
 """The metrics of the classification and regression tasks, as an `evaluate` module that ships with the package.
 
-`evaluate.load` would fetch a script from the hub, which compute nodes do not reach; this class is instantiated directly and
-keeps everything in memory. The values are those of scikit-learn and scipy, which GLUE's own metric uses too
+The values are those of scikit-learn and scipy, which GLUE's own metric uses too
 (https://gluebenchmark.com, Wang et al. 2019, table 1; the published runs used the metrics of the same names).
 """
 
@@ -13,6 +12,8 @@ import evaluate
 import numpy as np
 from scipy.stats import ConstantInputWarning, NearConstantInputWarning, pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
+
+from adakron.scores.metric import LocalMetric
 
 Score = dict[str, float]
 
@@ -78,7 +79,7 @@ REGRESSION = ("stsb", "regression")
 """The configurations whose predictions are numbers; those of the others are class indices."""
 
 
-class TextScore(evaluate.Metric):
+class TextScore(LocalMetric):
     """Scores predictions against references; `config_name` is one of the GLUE tasks, "classification" or "regression".
 
     Returned by `compute(predictions=..., references=...)`, all as fractions of 1:
@@ -92,11 +93,7 @@ class TextScore(evaluate.Metric):
     def __init__(self, config_name: str):
         if config_name not in _FUNCTIONS:
             raise ValueError(f"unknown configuration {config_name!r}; choose one of {', '.join(_FUNCTIONS)}")
-        super().__init__(config_name=config_name, keep_in_memory=True)
-
-    def _build_data_dir(self) -> str:
-        # The base class makes a folder in the home directory here; a metric that lives in memory needs none.
-        return self._data_dir_root
+        super().__init__(config_name)
 
     def _info(self) -> evaluate.MetricInfo:
         kind = datasets.Value("float64" if self.config_name in REGRESSION else "int64")
