@@ -24,6 +24,7 @@ from tests.helpers.published import golden
 
 CPU = torch.device("cpu")
 END = 0
+ENDS = {END, 7, 19}
 
 
 def numbers(count: int, positions: int, *, end: int = END, pad: int = END) -> PreTrainedTokenizerFast:
@@ -98,6 +99,43 @@ def test_the_best_of_all_texts(length_penalty: float) -> None:
         assert found.tokens([prompt])[0] == [token for token in best if token != END]
 
 
+def published_search(model: Any, prompt: np.ndarray, *, beams: int, longest: int, ngram: int, length_penalty: float) -> list[int]:
+    """The rule of docs/decoding.md's column "published", one prompt at a time without a cache: what ended gives up its place."""
+    unfinished: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
+    best: tuple[float, tuple[int, ...]] = (-np.inf, ())
+    for length in range(1, longest + 1):
+        grown = []
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([[*prompt.tolist(), *text] for _, text in unfinished])).logits[:, -1].double()
+        for row, (score, text) in zip(logits, unfinished, strict=True):
+            for start in range(len(text) - ngram + 1):
+                if text[start : start + ngram - 1] == text[len(text) - ngram + 1 :]:
+                    row[text[start + ngram - 1]] = -torch.inf
+            grown += [(score + more, (*text, token)) for token, more in enumerate(torch.log_softmax(row, -1).tolist())]
+        kept = sorted(grown, reverse=True)[:beams]
+        ended = [(score / length**length_penalty, text) for score, text in kept if text[-1] in ENDS or length == longest]
+        best = max([best, *ended])
+        unfinished = [(score, text) for score, text in kept if text[-1] not in ENDS]
+        if not unfinished:
+            break
+    return [token for token in best[1] if token not in ENDS]
+
+
+@pytest.mark.parametrize(("beams", "most_differ"), [(2, 0.1), (10, 0.0)])
+def test_the_published_search_finds_the_same(beams: int, most_differ: float) -> None:
+    differ, lengths = 0, set()
+    for seed in range(3):
+        model, prompts = random_model(seed=seed), some_prompts(8)
+        expected = [published_search(model, prompt, beams=beams, longest=12, ngram=2, length_penalty=0.8) for prompt in prompts]
+        lengths |= {*map(len, expected)}
+        for early_stopping in ("never", "false"):
+            settings = {"no_repeat_ngram_size": 2, "max_new_tokens": 12, "early_stopping": early_stopping}
+            found = decoder(model, num_beams=beams, length_penalty=0.8, **settings).tokens(prompts)
+            differ += sum(text != other for text, other in zip(found, expected, strict=True))
+    assert len(lengths) > 3
+    assert differ <= most_differ * 48
+
+
 @pytest.mark.parametrize("beams", [1, 4])
 @pytest.mark.parametrize("ngram", [0, 1, 2])
 def test_a_text_does_not_depend_on_its_batch(beams: int, ngram: int) -> None:
@@ -157,12 +195,11 @@ def test_a_model_that_diverged_writes_nothing(beams: int) -> None:
 
 def test_texts_end_at_every_end_and_not_too_early() -> None:
     model, prompts = random_model(), some_prompts(8)
-    ends = {END, 7, 19}
     found = decoder(model).tokens(prompts)
-    assert not any(token in ends for tokens in found for token in tokens)
+    assert not any(token in ENDS for tokens in found for token in tokens)
     assert min(map(len, found)) < 6
     late = decoder(model, min_new_tokens=6).tokens(prompts)
-    assert all(len(tokens) >= 6 and not {*tokens} & ends for tokens in late)
+    assert all(len(tokens) >= 6 and not {*tokens} & ENDS for tokens in late)
 
 
 def test_repetitions_count_in_the_text_alone() -> None:
