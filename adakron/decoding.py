@@ -133,7 +133,9 @@ class BeamDecoder:
     def _read_ahead(self, ids_BT: Tensor, mask_BT: Tensor) -> dict[str, Any]:
         """Keys and values of all columns but the last, for `generate`, which by itself reads every prompt once for each beam."""
         cache = transformers.DynamicCache(config=self._model.config.get_text_config(decoder=True))
-        accepted = inspect.signature(self._model.forward).parameters
+        # PEFT's wrapper takes anything, and hands it on to the model inside.
+        inside = self._model.get_base_model() if hasattr(self._model, "get_base_model") else self._model
+        accepted = inspect.signature(inside.forward).parameters
         further: dict[str, Any] = {"position_ids": (mask_BT.cumsum(-1) - 1).clamp(min=0)[:, :-1], "logits_to_keep": 1}
         self._model(
             input_ids=ids_BT[:, :-1],
