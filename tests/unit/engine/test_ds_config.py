@@ -172,7 +172,15 @@ def test_a_gradient_that_is_not_finite_cannot_be_let_through(section):
 
 
 @pytest.mark.parametrize(
-    ("section", "named"), [({"offload_optimizer": {"device": "nvme"}}, "offload_optimizer.device"), ({"zenflow": {}}, "zenflow")]
+    ("section", "named"),
+    [
+        ({"offload_optimizer": {"device": "nvme"}}, "offload_optimizer.device"),
+        ({"zenflow": {}}, "zenflow"),
+        ({"round_robin_gradients": True}, "round_robin_gradients"),
+        ({"zero_quantized_weights": True}, "zero_quantized_weights"),
+        ({"allgather_bucket_size": 7}, "allgather_bucket_size"),
+        ({"offload_optimizer": {"device": "cpu", "ratio": 0.3}}, "offload_optimizer.ratio"),
+    ],
 )
 def test_what_keeps_states_from_checkpoints_is_refused(section, named):
     values = RunValues(micro_batch=1, accumulation=1, world_size=1, max_grad_norm=1.0)
