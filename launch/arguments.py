@@ -41,12 +41,13 @@ class Parser(HfArgumentParser):
         except ConfigError as error:
             raise ConfigError(f"{origin}{error}") from None
         if unknown:
-            raise ConfigError([f"{origin}{self._unknown(token)}" for token in unknown if token.startswith("-")] or [
+            raise ConfigError([f"{origin}{self.unknown(token)}" for token in unknown if token.startswith("-")] or [
                 f"{origin}unexpected argument {unknown[0]!r}; values follow a flag, --help lists every flag"
             ])  # fmt: skip
         return namespace
 
-    def _unknown(self, token: str) -> str:
+    def unknown(self, token: str) -> str:
+        """The problem with a flag that there is not."""
         flag = token.split("=")[0]
         if flag in ELSEWHERE:
             return f"{flag} is a flag of the published scripts; {ELSEWHERE[flag]} (docs/migration.md)"

@@ -172,7 +172,13 @@ def test_a_gradient_that_is_not_finite_cannot_be_let_through(section):
 
 
 @pytest.mark.parametrize(
-    ("section", "named"), [({"offload_optimizer": {"device": "nvme"}}, "offload_optimizer.device"), ({"zenflow": {}}, "zenflow")]
+    ("section", "named"),
+    [
+        ({"offload_optimizer": {"device": "nvme"}}, r'offload_optimizer\.device" is "nvme": .*; set it to "cpu"$'),
+        ({"offload_optimizer": {"device": "disk"}}, r"offload_optimizer\.device\" is 'disk'; it must be one of none, cpu$"),
+        ({"offload_param": {"device": "disk"}}, r"offload_param\.device\" is 'disk'; it must be one of none, cpu, nvme$"),
+        ({"zenflow": {}}, "zenflow"),
+    ],
 )
 def test_what_keeps_states_from_checkpoints_is_refused(section, named):
     values = RunValues(micro_batch=1, accumulation=1, world_size=1, max_grad_norm=1.0)
