@@ -52,10 +52,15 @@ class TensorBoardSink:
 class JsonLinesSink:
     """One JSON object per write, for programs: {"step": 10, "train/loss": 0.6, ...}."""
 
-    def __init__(self, file: Path, last_step: int | None = None):
-        """last_step: drop what the file says of later steps, and half a line at its end; for a resumed run."""
+    def __init__(self, file: Path, last_step: int | None = None, *, evaluates_again: bool = False):
+        """last_step: drop what the file says of later steps, and half a line at its end; for a resumed run.
+
+        evaluates_again: drop the evaluation of last_step, too, for it will be made once more.
+        """
         if last_step is not None and file.exists():
             kept = [line for line in file.read_text(encoding="utf-8").splitlines() if _step_of(line) <= last_step]
+            if evaluates_again:
+                kept = [line for line in kept if _step_of(line) < last_step or any(name.startswith("train/") for name in json.loads(line))]
             with publish(file) as partial:
                 partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
         self._file: TextIO = file.open("a", encoding="utf-8")

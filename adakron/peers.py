@@ -65,7 +65,7 @@ class PeerWatch:
         self._stopped.set()
 
     def finish_first(self, finish: Callable[[], None]) -> None:
-        """What to wait for, at most FINISH_SECONDS, before the grace of this rank begins. Called from a thread."""
+        """What to wait for, at most FINISH_SECONDS, when the grace of this rank is over. Called from a thread, beside whatever runs."""
         self._finish = finish
 
     def report(self, reason: str) -> None:
@@ -153,12 +153,12 @@ class PeerWatch:
                 except RuntimeError:  # every error of the store is one
                     self._heard = "the store that the ranks met in is gone: its host, rank 0 or the launcher beside it, ended"
                     self._store_answers = False
+                noticed = time.monotonic()
+            elif time.monotonic() - noticed > GRACE_SECONDS:
                 if self._finish is not None:
                     ending = threading.Thread(target=self._finish, name="finish first", daemon=True)
                     ending.start()
                     ending.join(FINISH_SECONDS)
-                noticed = time.monotonic()
-            elif time.monotonic() - noticed > GRACE_SECONDS:
                 self._on_lost(self._heard)
                 return
 

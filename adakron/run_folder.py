@@ -39,6 +39,7 @@ _WRITTEN = TOKENIZER_FILES | {
 }  # fmt: skip
 _WRITTEN_NAMES = re.compile(
     r"predict_results_\w+\.tsv|generated_\w+\.(jsonl|hypotheses\.txt|references\.txt)"
+    r"|(train|validation|test)_(predictions|nbest_predictions|null_odds)\.json"
     r"|nonfinite-step\d+-rank\d+(-\d+)?\.safetensors"
 )
 _PARTIAL = re.compile(r"\.(.+)\.[0-9]+\.partial")

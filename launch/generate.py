@@ -49,7 +49,7 @@ BATCH_SIZE = 16
 
 def main(arguments: Sequence[str], world: World) -> None:
     """Print a text per --text, or write the texts of a split or a file of sources."""
-    options = _parser().parse(arguments)
+    options = parser().parse(arguments)
     settings = GenerationConfig(**{name: getattr(options, name) for name in GenerationConfig.__dataclass_fields__})
     _check(options)
     options.per_device_eval_batch_size = options.per_device_eval_batch_size or BATCH_SIZE
@@ -80,25 +80,24 @@ def main(arguments: Sequence[str], world: World) -> None:
 _WHO_DOES = f"those of {', '.join(PAIR_TASKS)} do"
 
 
-def _parser() -> Parser:
-    parser = saved_run_parser("Generate texts with a saved run.", GenerationConfig)
-    parser.add_argument("--split", help="Whose sources to generate from. Default: test.")
-    parser.add_argument(
-        "--text", action="append", help="Generate from this source, as the model reads sources, and print; may be repeated."
-    )
-    parser.add_argument("--source_file", help="Generate from each line of this text file.")
-    parser.add_argument(
+def parser() -> Parser:
+    """The flags of launch/generate.py."""
+    flags = saved_run_parser("Generate texts with a saved run.", GenerationConfig)
+    flags.add_argument("--split", help="Whose sources to generate from. Default: test.")
+    flags.add_argument("--text", action="append", help="Generate from this source, as the model reads sources, and print; may be repeated.")
+    flags.add_argument("--source_file", help="Generate from each line of this text file.")
+    flags.add_argument(
         "--output_file", help="Where to write, beside it the plain text files. Default: generated_<split>.jsonl in the run folder."
     )
-    parser.add_argument("--without_adapter", action="store_true", help="Generate with the backbone alone, as it was before the run.")
-    parser.add_argument(
+    flags.add_argument("--without_adapter", action="store_true", help="Generate with the backbone alone, as it was before the run.")
+    flags.add_argument(
         "--deepspeed", help="DeepSpeed JSON; at ZeRO-3 each rank holds a part of the weights. Default: each rank holds all of them."
     )
-    parser.add_argument("--max_hours", type=float, help="Stop after so many hours of wall-clock time, to go on later.")
-    for action in parser._actions:
+    flags.add_argument("--max_hours", type=float, help="Stop after so many hours of wall-clock time, to go on later.")
+    for action in flags._actions:
         if action.dest == "per_device_eval_batch_size":
             action.help = f"Prompts per batch and rank, each with num_beams hypotheses. Default: {BATCH_SIZE}."
-    return parser
+    return flags
 
 
 def _check(options: argparse.Namespace) -> None:

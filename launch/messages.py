@@ -16,6 +16,7 @@ _REMEDIES = {
     errno.ENOSPC: "free some space, or name another folder",
     errno.EDQUOT: "free some of your quota, or name another folder",
     errno.EROFS: "name another folder",
+    errno.EFBIG: "raise the limit on file sizes (ulimit -f)",
     errno.EACCES: "change its permissions, or name another",
     errno.EPERM: "change its permissions, or name another",
     errno.ENAMETOOLONG: "choose a shorter name",

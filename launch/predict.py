@@ -19,6 +19,7 @@ from adakron.distributed import World
 from adakron.errors import ConfigError
 from adakron.tasks.causal import CausalTask, cannot_predict
 from adakron.tasks.classification import TextClassificationTask
+from adakron.tasks.qa import QuestionTask
 from launch.mixed_predictions import add_adapter_flags, is_mixed, predict_mixed
 from launch.program import execute
 from launch.saved_run import SavedRun, open_run, saved_run_parser, splits_named
@@ -30,23 +31,34 @@ def main(arguments: Sequence[str], world: World) -> None:
     parser.add_argument("--split", help="Which split to predict. Default: every test split.")
     parser.add_argument("--text", action="append", help="Predict this text instead of a file; may be repeated.")
     parser.add_argument("--text_pair", action="append", help="The second text of each --text, for tasks on pairs.")
-    parser.add_argument("--output_dir", help="Folder for predict_results_<split>.tsv, which must not exist there. Default: the run folder.")
+    parser.add_argument("--question", action="append", help="Answer this question instead of a file's; may be repeated.")
+    parser.add_argument("--context", action="append", help="The text with the answer: one for each --question, or one for all.")
+    parser.add_argument("--output_dir", help="Folder for the predictions, whose files must not exist there. Default: the run folder.")
     add_adapter_flags(parser)
     options = parser.parse(arguments)
-    if options.text and (options.output_dir or options.split or any(hasattr(options, name) for name in DATA_FILES)):
-        raise ConfigError("--text predicts the texts given and writes no file; drop --output_dir, --split and the data files, or --text")
+    single = "--text" if options.text else "--question" if options.question else None
+    if single and (options.output_dir or options.split or any(hasattr(options, name) for name in DATA_FILES)):
+        raise ConfigError(
+            f"{single} predicts the texts given and writes no file; drop --output_dir, --split and the data files, or {single}"
+        )
+    if (options.text and options.question) or bool(options.question) != bool(options.context):
+        raise ConfigError("--question and --context belong together, and not to --text; give both, or neither")
     if options.text_pair and not options.text:
         raise ConfigError("--text_pair is the second text of a --text, and none is given; add --text, or name a file with --test_file")
     if options.output_dir:
         run_folder.check_writable(Path(options.output_dir))
     if is_mixed(options):
+        if options.question:
+            raise ConfigError("--adapter goes with tasks on texts; predict --question with one run")
         predict_mixed(options, world)
         return
-    run = open_run(options, world, needs_data=not options.text)
+    run = open_run(options, world, needs_data=single is None)
     if isinstance(run.task, CausalTask):
         raise ConfigError(f"{options.run_folder}: {cannot_predict(run.task.name)}")
     if options.text:
         _predict_texts(run, options, world)
+    elif options.question:
+        _answer_questions(run, options, world)
     else:
         _predict_splits(run, options, world)
 
@@ -63,20 +75,31 @@ def _predict_texts(run: SavedRun, options: argparse.Namespace, world: World) -> 
             print(f"{prediction}\t{text}")
 
 
+def _answer_questions(run: SavedRun, options: argparse.Namespace, world: World) -> None:
+    if not isinstance(run.task, QuestionTask):
+        raise ConfigError(f"--question: task {run.task.name} answers no questions; give --text, or name a file with --test_file")
+    encoded, questions = run.task.encode_questions(options.question, options.context, run.tokenizer)
+    distributed.form_group(world, run.device)
+    outputs = run.evaluator.outputs(run.model, encoded)
+    if world.rank == 0:
+        for question, answer in zip(options.question, run.task.answers(questions, outputs), strict=True):
+            print(f"{answer.text or '(no answer)'} ({answer.probability:.3f})\t{question}")
+
+
 def _predict_splits(run: SavedRun, options: argparse.Namespace, world: World) -> None:
     splits = splits_named(run.task, options.split, "test")
     folder = Path(options.output_dir or run.folder)
-    targets = {name: folder / f"predict_results_{name}.tsv" for name in splits}
-    taken = [str(path) for path in targets.values() if path.exists()]
+    taken = [str(path) for name in splits for file in run.task.prediction_files(name) if (path := folder / file).exists()]
     if taken:
         raise ConfigError(f"{', '.join(taken)} exists; choose another folder with --output_dir, or delete it")
     encoded = {name: run.task.encode(name, run.tokenizer) for name in splits}
     distributed.form_group(world, run.device)
-    for name, path in targets.items():
+    for name in splits:
         outputs = run.evaluator.outputs(run.model, encoded[name], "predicting")
         if world.rank == 0:
-            run.task.write_predictions(name, outputs, path)
-            print(f"{len(outputs)} predictions in {path}")
+            run.task.write_predictions(name, outputs, folder)
+            files = ", ".join(str(folder / file) for file in run.task.prediction_files(name))
+            print(f"{len(run.task.splits()[name])} predictions in {files}")
 
 
 if __name__ == "__main__":

@@ -95,7 +95,10 @@ def metric_sinks(config: RunConfig, folder: Path, resumption: Resumption | None 
     logging_dir = Path(config.training.logging_dir or folder / run_folder.TENSORBOARD_FOLDER)
     last_step = resumption.step if resumption is not None and resumption.in_place else None
     purge_step = last_step + 1 if last_step is not None else None
-    return [TensorBoardSink(logging_dir, purge_step), JsonLinesSink(folder / run_folder.METRICS_FILE, last_step)]
+    # An evaluation that the checkpoint does not know will be made again.
+    known = resumption.saved.snapshot.last_scores if resumption is not None and resumption.saved is not None else None
+    lines = JsonLinesSink(folder / run_folder.METRICS_FILE, last_step, evaluates_again=known is None or known[0] != last_step)
+    return [TensorBoardSink(logging_dir, purge_step), lines]
 
 
 def collect_results(

@@ -58,6 +58,10 @@ class Saver:
         self._writer.settle()
         return newest_resumable(self._folder).checkpoint
 
+    def settle(self) -> None:
+        """Let a write under way end; the run may go on. This rank alone."""
+        self._writer.settle()
+
     def close(self) -> None:
         """Let a write under way end, whatever ends the run: the folder's lock must outlast it. This rank alone."""
         self._writer.close()

@@ -7,17 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from adakron.config import RunConfig
+from adakron.tasks.base import Task
+from adakron.tasks.classification import TextClassificationTask
+from adakron.tasks.qa import QuestionTask
 from adakron.trainable import ParameterReport
 
 
 def summary_table(
-    config: RunConfig, results: Mapping[str, Mapping[str, Any]], report: ParameterReport, folder: Path, *, texts: int = 1
+    config: RunConfig, results: Mapping[str, Mapping[str, Any]], report: ParameterReport, folder: Path, *, inputs: Mapping[str, str]
 ) -> str:
-    """Task, metrics, parameters, speed, memory, time, folder and what to type next, one line each. texts: those it predicts at once."""
-    second = f" --text_pair {shlex.quote('its second text')}" if texts == 2 else ""
+    """Task, metrics, parameters, speed, memory, time, folder and what to type next, one line each. inputs: see `inputs_of`."""
     train, scores = results["train"], results["eval"]
     python = _interpreter()
-    predict = f"{python} launch/predict.py {shlex.quote(str(folder))} --text {shlex.quote('your text')}{second}"
+    flags = "".join(f" {flag} {shlex.quote(value)}" for flag, value in inputs.items())
+    predict = f"{python} launch/predict.py {shlex.quote(str(folder))}{flags}"
     rows = [("task", f"{config.data.task_name} ({config.adapter.method}, seed {config.training.seed})")]
     rows += [(name, f"{value:.4f}") for name, value in scores.items() if name.startswith("eval_") and not _is_cost(name)]
     rows += [
@@ -30,13 +33,21 @@ def summary_table(
         ("wall time", wall_time(train)),
         ("output folder", str(folder)),
         ("evaluate", f"{python} launch/evaluate.py {shlex.quote(str(folder))}"),
-        *([("predict", predict)] if texts else []),
+        *([("predict", predict)] if inputs else []),
         ("watch", f"tensorboard --logdir {shlex.quote(str(folder))}"),
     ]
     width = max(len(name) for name, _ in rows)
     body = [f"  {name:<{width}}  {value}" for name, value in rows]
     rule = "-" * min(100, max(len(line) for line in body))
     return "\n".join([rule, *body, rule])
+
+
+def inputs_of(task: Task) -> dict[str, str]:
+    """The flags that launch/predict.py takes single inputs of the task by, each with what may stand there; none where it takes none."""
+    if isinstance(task, TextClassificationTask):
+        pair = {"--text_pair": "its second text"} if len(task.spec.text_columns) == 2 else {}
+        return {"--text": "your text", **pair}
+    return {"--question": "your question", "--context": "where the answer is"} if isinstance(task, QuestionTask) else {}
 
 
 def wall_time(train: Mapping[str, Any]) -> str:

@@ -32,7 +32,6 @@ from adakron.evaluator import Evaluator
 from adakron.log import get_logger
 from adakron.metrics import MetricRecorder, Sink, peak_memory_mib
 from adakron.stopping import StopAgreement, StopRequest
-from adakron.tasks.classification import TextClassificationTask
 from adakron.train_state import TrainResult
 from adakron.trainer import Trainer, total_steps
 from launch import resuming
@@ -44,7 +43,7 @@ from launch.program import execute
 from launch.recording import claim_folder, collect_results, metric_sinks, write_results
 from launch.replaying import asks_for_replay, run_replay
 from launch.saving import Saver
-from launch.summary import summary_table
+from launch.summary import inputs_of, summary_table
 
 logger = get_logger(__name__)
 
@@ -118,7 +117,7 @@ def _train(run: Prepared, world: World, agreement: StopAgreement, held: contextl
     held.callback(saver.close)
     watch = distributed.peer_watch()
     if watch is not None:  # another rank's end must not cut a checkpoint off that is being written
-        watch.finish_first(saver.close)
+        watch.finish_first(saver.settle)
     sinks: list[Sink] = []
     distributed.on_rank_0(lambda: sinks.extend(metric_sinks(run.config, folder, resumption)))
     recorder = MetricRecorder(sinks)
@@ -171,12 +170,11 @@ def _report(
 ) -> None:
     """Predictions and results into the folder, the summary onto the screen. memory: peak in MiB. wall: seconds of this process."""
     for name, outputs in predictions.items():
-        run.task.write_predictions(name, outputs, folder / f"predict_results_{name}.tsv")
+        run.task.write_predictions(name, outputs, folder)
     resumed_from = run.resumption.step if run.resumption is not None else 0
     results = collect_results(run.config, result, scores, run.report, memory, wall, resumed_from)
     write_results(folder, results)
-    texts = len(run.task.spec.text_columns) if isinstance(run.task, TextClassificationTask) else 0
-    print(summary_table(run.config, results, run.report, folder, texts=texts), flush=True)
+    print(summary_table(run.config, results, run.report, folder, inputs=inputs_of(run.task)), flush=True)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import datasets
 import filelock
@@ -27,7 +28,7 @@ FORMAT_VERSION = 1
 
 _ROWS_AT_ONCE = 10_000  # bounds the memory for Python lists of tokens
 _LOCK_SECONDS = 600.0  # a rank that waited this long for another one's tokenisation does its own
-_OFFSETS, _TRUNCATED = "offsets", "truncated"
+_OFFSETS, _TRUNCATED, _ROWS = "offsets", "truncated", "rows"
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,13 @@ class TokenTable:
 
     features: "input_ids", and "token_type_ids" where the tokenizer makes them; int32. offsets: (examples + 1,) int64.
     truncated: how many examples had more than the maximum of tokens.
+    rows: (examples,) int64, the row of the data set that each example was made of, or None where row i made example i.
     """
 
     features: Mapping[str, np.ndarray]
     offsets: np.ndarray
     truncated: int
+    rows: np.ndarray | None = None
 
 
 def usable_length(max_seq_length: int, tokenizer: PreTrainedTokenizerBase) -> int:
@@ -70,19 +73,23 @@ def encode_texts(
             f"max_seq_length is {max_seq_length}; this tokenizer's special tokens and one token per text need {least} "
             f"(set --max_seq_length {least} or more)"
         )
-    folder = _default_cache() if cache_dir is None else cache_dir
-    path = folder / f"{_cache_key(dataset, text_columns, tokenizer, limit)}.npz"
-    return _cached(path, len(dataset), lambda: _tokenise(dataset, text_columns, tokenizer, limit))
+    path = cache_path(dataset, text_columns, tokenizer, limit, cache_dir)
+    return cached(path, len(dataset), lambda: _tokenise(dataset, text_columns, tokenizer, limit))
 
 
 def encode_pieces(dataset: datasets.Dataset, column: str, tokenizer: PreTrainedTokenizerBase, cache_dir: Path | None = None) -> TokenTable:
     """The tokens of one text column, uncut and without special tokens: pieces that a task puts together. Kept as `encode_texts` does."""
-    path = (_default_cache() if cache_dir is None else cache_dir) / f"{_cache_key(dataset, [column], tokenizer, None)}.npz"
-    return _cached(path, len(dataset), lambda: _tokenise_pieces(dataset, column, tokenizer))
+    # None: without special tokens.
+    path = cache_path(dataset, [column], tokenizer, None, cache_dir)
+    return cached(path, len(dataset), lambda: _tokenise_pieces(dataset, column, tokenizer))
 
 
-def _default_cache() -> Path:
-    return Path(datasets.config.HF_DATASETS_CACHE) / "adakron"
+def cache_path(
+    dataset: datasets.Dataset, columns: Sequence[str], tokenizer: PreTrainedTokenizerBase, settings: Any, cache_dir: Path | None = None
+) -> Path:
+    """The cache file of what a tokenizer makes of these columns. settings: all else that it depends on, as JSON takes it."""
+    folder = Path(datasets.config.HF_DATASETS_CACHE) / "adakron" if cache_dir is None else cache_dir
+    return folder / f"{_cache_key(dataset, columns, tokenizer, settings)}.npz"
 
 
 def _tokenise_pieces(dataset: datasets.Dataset, column: str, tokenizer: PreTrainedTokenizerBase) -> TokenTable:
@@ -96,13 +103,14 @@ def _tokenise_pieces(dataset: datasets.Dataset, column: str, tokenizer: PreTrain
     return TokenTable(features={"input_ids": np.concatenate(parts)}, offsets=offsets, truncated=0)
 
 
-def _cached(path: Path, examples: int, build: Callable[[], TokenTable]) -> TokenTable:
-    found = _read(path, examples)
+def cached(path: Path, rows: int, build: Callable[[], TokenTable]) -> TokenTable:
+    """The table that a cache file holds, or build's, which is then kept there. rows: of the data set."""
+    found = _read(path, rows)
     if found is not None:
         return found
     with _lock(path):
         # Another process may have tokenised while this one waited for the lock.
-        found = _read(path, examples)
+        found = _read(path, rows)
         if found is None:
             found = build()
             _write(path, found)
@@ -152,13 +160,12 @@ def _without_empty_rows(
     return TokenTable(features=features, offsets=np.concatenate(([0], np.cumsum(lengths))).astype(np.int64), truncated=truncated)
 
 
-def _cache_key(dataset: datasets.Dataset, text_columns: Sequence[str], tokenizer: PreTrainedTokenizerBase, limit: int | None) -> str:
-    # limit None: pieces, without special tokens.
+def _cache_key(dataset: datasets.Dataset, columns: Sequence[str], tokenizer: PreTrainedTokenizerBase, settings: Any) -> str:
     digest = hashlib.sha256()
-    settings = [FORMAT_VERSION, transformers.__version__, type(tokenizer).__name__, tokenizer.model_input_names, list(text_columns), limit]
-    digest.update(json.dumps(settings).encode())
+    code = [FORMAT_VERSION, transformers.__version__, type(tokenizer).__name__, tokenizer.model_input_names]
+    digest.update(json.dumps([*code, list(columns), settings]).encode())
     digest.update(_tokenizer_state(tokenizer))
-    table = dataset.select_columns(list(text_columns)).with_format("arrow")[:].combine_chunks().replace_schema_metadata(None)
+    table = dataset.select_columns(list(columns)).with_format("arrow")[:].combine_chunks().replace_schema_metadata(None)
     with pa.PythonFile(_HashingFile(digest), mode="w") as sink, pa.ipc.new_stream(sink, table.schema) as stream:
         stream.write_table(table)
     return digest.hexdigest()
@@ -197,14 +204,18 @@ def _tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> bytes:
         return b"\0".join(path.name.encode() + b"\0" + path.read_bytes() for path in files)
 
 
-def _read(path: Path, examples: int) -> TokenTable | None:
+def _read(path: Path, rows: int) -> TokenTable | None:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             loaded = {name: arrays[name] for name in arrays.files}
         offsets, truncated = loaded.pop(_OFFSETS), int(loaded.pop(_TRUNCATED))
+        origin = loaded.pop(_ROWS, None)
+        examples = rows if origin is None else len(origin)
         if len(offsets) != examples + 1 or any(len(array) != offsets[-1] for array in loaded.values()) or "input_ids" not in loaded:
             raise ValueError("its arrays do not fit together")
-        return TokenTable(features=loaded, offsets=offsets, truncated=truncated)
+        if origin is not None and not np.array_equal(np.unique(origin), np.arange(rows)):
+            raise ValueError("its examples are not those of the rows")
+        return TokenTable(features=loaded, offsets=offsets, truncated=truncated, rows=origin)
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         return None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
@@ -218,7 +229,9 @@ def _write(path: Path, table: TokenTable) -> None:
         handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
         try:
             with os.fdopen(handle, "wb") as file:
-                np.savez(file, offsets=table.offsets, truncated=np.int64(table.truncated), **table.features)  # type: ignore[arg-type]
+                origin = {} if table.rows is None else {_ROWS: table.rows}
+                counts = {_OFFSETS: table.offsets, _TRUNCATED: np.int64(table.truncated), **origin}
+                np.savez(file, **counts, **table.features)  # type: ignore[arg-type]
             os.replace(temporary, path)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)

@@ -173,6 +173,16 @@ def _check_scalars(config: dict[str, Any], problems: list[str]) -> None:
             problems.append(f'"zero_optimization.{key}" is {value!r}; it must be a number of elements, from 1 to 2^40')
 
 
+_ROUNDED = "weights or gradients are rounded to 8 bits on their way between ranks, so numbers depend on how many there are"
+_REFUSED_OF_ZERO = {
+    "zenflow": "its optimizer keeps states that checkpoints here cannot hold",
+    "round_robin_gradients": "it changes which rank keeps what, and results and checkpoints, which go by parameter name, would be mixed up",
+    "zero_quantized_weights": _ROUNDED,
+    "zero_quantized_gradients": _ROUNDED,
+    "zero_quantized_nontrainable_weights": _ROUNDED,
+}
+
+
 def _check_combination(config: dict[str, Any], stage: int, precision: Precision, problems: list[str]) -> None:
     if stage == 0 and precision != "fp32":
         problems.append(
@@ -185,9 +195,20 @@ def _check_combination(config: dict[str, Any], stage: int, precision: Precision,
         problems.append('"bf16.check_grad_overflow" is false: a gradient that is not finite would be applied; remove it')
     if config["zero_optimization"].get("compute_grad_norm") is False:
         problems.append('"zero_optimization.compute_grad_norm" is false: a gradient that is not finite would be applied; remove it')
-    if "zenflow" in config["zero_optimization"]:
-        problems.append('"zero_optimization.zenflow": its optimizer keeps states that checkpoints here cannot hold; remove it')
+    if config.get("prescale_gradients"):
+        problems.append('"prescale_gradients" is set: the engine divides by the targets of the global batch already; remove it')
+    for key, reason in _REFUSED_OF_ZERO.items():
+        if config["zero_optimization"].get(key, False) is not False:
+            problems.append(f'"zero_optimization.{key}": {reason}; remove it')
+    gathered = config["zero_optimization"].get("allgather_bucket_size", 0)
+    if isinstance(gathered, int) and gathered % 2:
+        problems.append(f'"zero_optimization.allgather_bucket_size" is {gathered}; DeepSpeed wants an even number')
     optimizer = config["zero_optimization"].get("offload_optimizer")
+    if isinstance(optimizer, dict) and optimizer.get("ratio", 1) != 1:
+        problems.append(
+            f'"zero_optimization.offload_optimizer.ratio" is {optimizer["ratio"]!r}: parts go with an optimizer of DeepSpeed\'s own, whose'
+            " states checkpoints here cannot hold; set it to 1"
+        )
     if isinstance(optimizer, dict) and optimizer.get("device") == "nvme":
         problems.append(
             '"zero_optimization.offload_optimizer.device" is "nvme": DeepSpeed 0.19.8 keeps such states out of reach of checkpoints, and'

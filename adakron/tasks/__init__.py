@@ -1,4 +1,4 @@
-"""The problems that can be trained: quickstart, the GLUE tasks, own text data, and those of causal language models."""
+"""The problems that can be trained: one label per text, causal language models, questions on a context."""
 
 import difflib
 from collections.abc import Mapping
@@ -10,15 +10,19 @@ from adakron.tasks.base import Task
 from adakron.tasks.causal import PAIR_TASKS, PlainTextTask
 from adakron.tasks.glue import GLUE_TASKS, GlueTask, TextTask
 from adakron.tasks.ner import NerTask
+from adakron.tasks.qa import QA_TASKS, QuestionTask
 from adakron.tasks.quickstart import QuickstartTask
 
-TASK_NAMES = ("quickstart", *GLUE_TASKS, "text", *PAIR_TASKS, "lm", "ner")
+TASK_NAMES = ("quickstart", *GLUE_TASKS, "text", *PAIR_TASKS, "lm", "ner", *QA_TASKS)
 
 _USED_BY: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("text_column", "text_pair_column", "label_column", "problem"), ("text",)),
     **dict.fromkeys(("source_column", "target_column"), ("pairs",)),
     "pack": (*PAIR_TASKS, "lm"),
     "stride": ("lm",),
+    **dict.fromkeys(("doc_stride", "n_best_size", "max_answer_length"), QA_TASKS),
+    "version_2_with_negative": ("qa",),
+    "null_score_diff_threshold": ("squad_v2", "qa"),
 }
 """Settings that not every task uses, and the tasks that do."""
 
@@ -43,6 +47,8 @@ def create_task(data: DataConfig, training: TrainingConfig, model_options: Mappi
         return NerTask(data, training, saved_options=model_options)
     if name == "lm":
         return PlainTextTask(data, training)
+    if name in QA_TASKS:
+        return QuestionTask(data, training)
     if name in PAIR_TASKS:
         return PAIR_TASKS[name](data, training)
     return QuickstartTask(data, training) if name == "quickstart" else GlueTask(data, training)
@@ -63,10 +69,17 @@ def _ignored_settings(data: DataConfig) -> list[str]:
     ]
 
 
+_REASONS = {
+    "pack": "keeps every example in a row of its own",
+    "stride": "cuts no text into windows by it",
+    "version_2_with_negative": "knows by itself whether a question may have no answer",
+    "null_score_diff_threshold": "has no questions without an answer",
+    **dict.fromkeys(("doc_stride", "n_best_size", "max_answer_length"), "has no questions on a context"),
+}
+
+
 def _reason(field: str) -> str:
-    if field == "pack":
-        return "keeps every example in a row of its own"
-    return "cuts no text into windows" if field == "stride" else "has its own columns and labels"
+    return _REASONS.get(field, "has its own columns and labels")
 
 
 def _columns_used_twice(data: DataConfig) -> list[str]:

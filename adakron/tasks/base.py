@@ -104,8 +104,11 @@ class Task(Protocol):
     def score(self, split: str, outputs: np.ndarray) -> dict[str, float]:
         """The task's metrics from the outputs of a whole labelled split, in the split's order; includes "loss"."""
 
-    def write_predictions(self, split: str, outputs: np.ndarray, path: Path) -> None:
-        """Write one line per example of the split, in its order."""
+    def prediction_files(self, split: str) -> tuple[str, ...]:
+        """Names of the files that `write_predictions` makes of a split."""
+
+    def write_predictions(self, split: str, outputs: np.ndarray, folder: Path) -> None:
+        """Write what is predicted for the examples of the split, in its order, into files of the folder."""
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

@@ -222,12 +222,16 @@ class TextClassificationTask:
     def _predictions(self, outputs: np.ndarray) -> np.ndarray:
         return outputs[:, 0] if self.spec.label.problem == "regression" else outputs.argmax(axis=-1)
 
-    def write_predictions(self, split: str, outputs: np.ndarray, path: Path) -> None:
+    def prediction_files(self, split: str) -> tuple[str, ...]:
+        """predict_results_<split>.tsv"""
+        return (f"predict_results_{split}.tsv",)
+
+    def write_predictions(self, split: str, outputs: np.ndarray, folder: Path) -> None:
         """Write a TSV file with the header "index, prediction": class names, or numbers with four decimals."""
         assert len(outputs) == len(self._split(split)), f"{len(outputs)} outputs for {len(self._split(split))} examples of {split}"
         names = self.spec.label.names
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", encoding="utf-8", newline="") as file:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / self.prediction_files(split)[0]).open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, delimiter="\t", lineterminator="\n")
             writer.writerow(("index", "prediction"))
             for index, prediction in enumerate(self._predictions(outputs)):

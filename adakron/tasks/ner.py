@@ -226,10 +226,14 @@ class NerTask:
             read = [tags[int(outputs[number, 1 + place])] for place in np.flatnonzero(marks)]
             yield [*read, *[OUTSIDE] * (len(sentence) - len(read))]
 
-    def write_predictions(self, split: str, outputs: np.ndarray, path: Path) -> None:
+    def prediction_files(self, split: str) -> tuple[str, ...]:
+        """predict_results_<split>.tsv"""
+        return (f"predict_results_{split}.tsv",)
+
+    def write_predictions(self, split: str, outputs: np.ndarray, folder: Path) -> None:
         """Write a TSV file with the header "index, prediction": the tags of the sentence's words, separated by spaces."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", encoding="utf-8", newline="") as file:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / self.prediction_files(split)[0]).open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, delimiter="\t", lineterminator="\n")
             writer.writerow(("index", "prediction"))
             writer.writerows((index, " ".join(tags)) for index, tags in enumerate(self._predicted(split, outputs)))

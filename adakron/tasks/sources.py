@@ -9,7 +9,7 @@ import glob
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -39,39 +39,50 @@ class RawSplit:
     source: str
 
 
-def load_raw_splits(data: DataConfig, splits: Sequence[str], hub_task: str | None = None) -> dict[str, RawSplit]:
+Reader = Callable[[Path], datasets.Dataset | None]
+"""Reads a file of a form of its own; None where the file has not that form. Raises DataError where it has it, damaged."""
+
+
+def load_raw_splits(
+    data: DataConfig, splits: Sequence[str], hub_task: str | None = None, readers: Mapping[str, Reader] | None = None
+) -> dict[str, RawSplit]:
     """The splits that exist, in the order of `splits`; of each, train_file and its kind win over data_dir.
 
     A folder holds a split as <split>.jsonl, .json, .csv, .tsv or .parquet (or as <split>-00000-of-00001.parquet and so on);
     MNLI's "validation" may also be called "validation_matched" there, its "test" "test_matched". hub_task: the GLUE task to
-    load from the hub where the settings name no file and no folder.
+    load from the hub where the settings name no file and no folder. readers: a task's own, by the endings of their files, which
+    may be further ones.
 
     Raises DataError with everything that is missing or unreadable.
     """
+    readers = readers or {}
+    suffixes = tuple(dict.fromkeys((*SUFFIXES, *readers)))
     named = {split: Path(value).expanduser() for split, flag in _FLAGS.items() if (value := getattr(data, flag)) and split in splits}
     if not named and data.data_dir is None:
         if hub_task is None:
             raise DataError(
                 f"task {data.task_name} has no data; give --train_file and --validation_file, or --data_dir with train and validation "
-                f"files ({', '.join(SUFFIXES)})"
+                f"files ({', '.join(suffixes)})"
             )
         return _load_from_hub(hub_task, splits)
     missing = {_FLAGS[split]: path for split, path in named.items() if not path.is_file()}
     problems = [f"{flag} is {path}, which {_why_not_a_file(path)} (set --{flag})" for flag, path in missing.items()]
     files: dict[str, list[Path]] = {split: [path] for split, path in named.items()}
     if data.data_dir is not None:
-        found, folder_problems = _search_folder(Path(data.data_dir).expanduser(), [split for split in splits if split not in named])
+        found, folder_problems = _search_folder(
+            Path(data.data_dir).expanduser(), [split for split in splits if split not in named], suffixes
+        )
         if not found and not named and not folder_problems:
             folder_problems = [
                 f"data_dir is {data.data_dir}, which holds {_listing(Path(data.data_dir).expanduser())}; it must hold train and validation "
-                f"files named <split>{'|'.join(SUFFIXES)}, or files must be named with --train_file, --validation_file, --test_file"
+                f"files named <split>{'|'.join(suffixes)}, or files must be named with --train_file, --validation_file, --test_file"
             ]
         files |= found
         problems += folder_problems
     loaded: dict[str, RawSplit] = {}
     for split in [] if problems else [split for split in splits if split in files]:
         try:
-            loaded[split] = RawSplit(_read(files[split]), f"{split} split ({files[split][0]})")
+            loaded[split] = RawSplit(_read(files[split], readers), f"{split} split ({files[split][0]})")
         except DataError as error:
             problems.append(str(error))
     if problems:
@@ -96,14 +107,14 @@ def _listing(folder: Path) -> str:
     return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "") or "nothing"
 
 
-def _search_folder(folder: Path, splits: Sequence[str]) -> tuple[dict[str, list[Path]], list[str]]:
+def _search_folder(folder: Path, splits: Sequence[str], suffixes: Sequence[str]) -> tuple[dict[str, list[Path]], list[str]]:
     if not folder.is_dir():
         return {}, [f"data_dir is {folder}, which is {'a file' if folder.exists() else 'missing'}; it must be a folder (set --data_dir)"]
     found: dict[str, list[Path]] = {}
     problems = []
     for split in splits:
         stems = (split, split + MATCHED) if f"{split}_mismatched" in splits else (split,)
-        candidates = [[path] for stem in stems for suffix in SUFFIXES if (path := folder / f"{stem}{suffix}").is_file()]
+        candidates = [[path] for stem in stems for suffix in suffixes if (path := folder / f"{stem}{suffix}").is_file()]
         candidates += [shards for stem in stems if (shards := sorted(folder.glob(f"{stem}-*-of-*.parquet")))]
         if len(candidates) > 1:
             names = ", ".join(files[0].name for files in candidates)
@@ -127,11 +138,18 @@ def _load_from_hub(task: str, splits: Sequence[str]) -> dict[str, RawSplit]:
     return {split: RawSplit(everything[name], f"{name} split ({GLUE_ON_HUB}, {task})") for split, name in names.items()}
 
 
-def _read(files: Sequence[Path]) -> datasets.Dataset:
+def _read(files: Sequence[Path], readers: Mapping[str, Reader]) -> datasets.Dataset:
     path = files[0]
-    builder = _BUILDERS.get(path.suffix.lower())
-    if builder is None:
-        raise DataError(f"{path} has the ending {path.suffix!r}; it must be one of {', '.join(SUFFIXES)}")
+    suffix = path.suffix.lower()
+    builder = _BUILDERS.get(suffix)
+    if builder is None and suffix not in readers:
+        raise DataError(f"{path} has the ending {path.suffix!r}; it must be one of {', '.join(dict.fromkeys((*SUFFIXES, *readers)))}")
+    if suffix in readers:
+        check_file(path, text=True)
+        dataset = readers[suffix](path)
+        if dataset is not None or builder is None:
+            assert dataset is not None, f"{suffix} has no other reader"
+            return dataset
     for file in files:
         check_file(file, text=builder != "parquet")
     options = _csv_options(path) if builder == "csv" else {}

@@ -3,6 +3,7 @@
 import json
 import random
 import threading
+import time
 from typing import Any
 
 import numpy as np
@@ -162,3 +163,23 @@ def test_one_write_at_a_time_and_its_error_is_not_lost():
         writer.submit(lambda: order.append("fourth"))
     writer.wait()
     assert order == ["first", "second"]
+
+
+def test_a_writer_that_settled_goes_on(tmp_path):
+    writer = BackgroundWriter()
+    written = []
+
+    def slow() -> None:
+        time.sleep(0.2)
+        written.append("slow")
+        raise OSError(28, "No space left on device")
+
+    writer.submit(slow)
+    writer.settle()
+    assert written == ["slow"]
+    with pytest.raises(OSError, match="No space left"):
+        writer.wait()  # settling kept it
+    writer.submit(lambda: written.append("next"))
+    writer.wait()
+    assert written == ["slow", "next"]
+    writer.close()

@@ -49,3 +49,15 @@ def test_peak_memory_grows_with_what_is_held():
     assert peak_memory_mib(torch.device("cpu")) >= before
     assert peak_memory_mib(torch.device("cpu")) == pytest.approx(before + 256, rel=1.0)
     del held
+
+
+def test_an_evaluation_that_is_made_again_is_written_once(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    sink = JsonLinesSink(file)
+    for step, name in ((1, "train/loss"), (1, "eval/loss"), (2, "train/loss"), (2, "eval/loss"), (3, "train/loss")):
+        sink.write(step, {name: 0.5})
+    sink.close()
+    for again, kept in ((False, 4), (True, 3)):
+        JsonLinesSink(file, 2, evaluates_again=again).close()
+        assert len(file.read_text().splitlines()) == kept
+    assert file.read_text().splitlines()[-1] == '{"step": 2, "train/loss": 0.5}'

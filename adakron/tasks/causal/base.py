@@ -118,7 +118,11 @@ class CausalTask:
         total, targets = outputs.astype(np.float64).sum(axis=0)
         return {"loss": float(total / targets), "perplexity": exponential(total / targets)}
 
-    def write_predictions(self, split: str, outputs: np.ndarray, path: Path) -> None:
+    def prediction_files(self, split: str) -> tuple[str, ...]:
+        """None."""
+        return ()
+
+    def write_predictions(self, split: str, outputs: np.ndarray, folder: Path) -> None:
         """ConfigError: what these tasks predict is text, which a decoder writes."""
         raise ConfigError(cannot_predict(self.name))
 

@@ -153,7 +153,7 @@ def test_a_lock_held_for_too_long_does_not_stop_the_work(tmp_path: Path, monkeyp
     table = encode_texts(texts("a"), ["text"], letter_tokenizer(), 8, tmp_path)
     with encoding._lock(path):
         results: list[encoding.TokenTable] = []
-        other = threading.Thread(target=lambda: results.append(encoding._cached(path, 1, lambda: table)))
+        other = threading.Thread(target=lambda: results.append(encoding.cached(path, 1, lambda: table)))
         other.start()
         other.join(timeout=30)
         assert rows_of(results[0]) == [[2, 4, 3]]

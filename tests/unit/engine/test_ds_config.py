@@ -178,6 +178,10 @@ def test_a_gradient_that_is_not_finite_cannot_be_let_through(section):
         ({"offload_optimizer": {"device": "disk"}}, r"offload_optimizer\.device\" is 'disk'; it must be one of none, cpu$"),
         ({"offload_param": {"device": "disk"}}, r"offload_param\.device\" is 'disk'; it must be one of none, cpu, nvme$"),
         ({"zenflow": {}}, "zenflow"),
+        ({"round_robin_gradients": True}, "round_robin_gradients"),
+        ({"zero_quantized_weights": True}, "zero_quantized_weights"),
+        ({"allgather_bucket_size": 7}, "allgather_bucket_size"),
+        ({"offload_optimizer": {"device": "cpu", "ratio": 0.3}}, "offload_optimizer.ratio"),
     ],
 )
 def test_what_keeps_states_from_checkpoints_is_refused(section, named):

@@ -17,6 +17,7 @@ from adakron.tasks.causal import Prompts
 from launch.generate import main
 from launch.generated_files import check_output, description, folder_of, publish_rows
 from launch.saved_run import open_run, saved_run_parser
+from launch.score import read_references
 from tests.helpers.saved_runs import write_run
 from tests.helpers.tiny import save_byte_gpt2, save_tiny_bert, write_classification, write_jsonl
 
@@ -119,6 +120,9 @@ def test_files_of_a_finished_generation(tmp_path: Path) -> None:
     ]
     assert (tmp_path / "out.hypotheses.txt").read_text() == "\nd e\n"
     assert (tmp_path / "out.references.txt").read_text() == "x y\nz\n\nw\n"
+    # What launch/score.py reads, with categories and without.
+    assert read_references(str(output), 2) == ([["x y", "z"], ["w"]], ["seen", "unseen"])
+    assert read_references(str(tmp_path / "out.references.txt"), 2) == ([["x y", "z"], ["w"]], None)
     assert len([*tmp_path.iterdir()]) == 3
     with pytest.raises(ConfigError, match=r"out.jsonl, .*out.hypotheses.txt, .*out.references.txt exists"):
         check_output(output)

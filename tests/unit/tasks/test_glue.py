@@ -81,8 +81,8 @@ def test_an_unlabelled_split_has_no_labels_and_no_score(sst2: Task, tmp_path: Pa
     assert "labels" not in sst2.collate(encoded, [0], 0)
     with pytest.raises(DataError, match="the test split of sst2 has no labels, so it has no score"):
         sst2.score("test", np.zeros((2, 2), np.float32))
-    sst2.write_predictions("test", np.array([[0.0, 1.0], [2.0, 1.0]], np.float32), tmp_path / "new" / "out.tsv")
-    assert (tmp_path / "new" / "out.tsv").read_text(encoding="utf-8") == "index\tprediction\n0\tpositive\n1\tnegative\n"
+    sst2.write_predictions("test", np.array([[0.0, 1.0], [2.0, 1.0]], np.float32), tmp_path / "new")
+    assert (tmp_path / "new" / "predict_results_test.tsv").read_text(encoding="utf-8") == "index\tprediction\n0\tpositive\n1\tnegative\n"
 
 
 def test_loss_is_the_sum_of_cross_entropies_in_fp32(sst2: Task) -> None:
@@ -118,8 +118,12 @@ def test_regression_loss_and_score(tmp_path: Path) -> None:
     scores = task.score("validation", logits.numpy())
     assert scores["loss"] == pytest.approx(4.25 / 3)
     assert scores["pearson"] == pytest.approx(np.corrcoef([1.5, 3, 4], [1, 3, 2])[0, 1])
-    task.write_predictions("validation", logits.numpy(), tmp_path / "out.tsv")
-    assert (tmp_path / "out.tsv").read_text(encoding="utf-8").splitlines()[1:] == ["0\t1.5000", "1\t3.0000", "2\t4.0000"]
+    task.write_predictions("validation", logits.numpy(), tmp_path)
+    assert (tmp_path / "predict_results_validation.tsv").read_text(encoding="utf-8").splitlines()[1:] == [
+        "0\t1.5000",
+        "1\t3.0000",
+        "2\t4.0000",
+    ]
     assert task.model_options() == {"num_labels": 1, "problem_type": "regression"}
 
 

@@ -85,8 +85,8 @@ def test_loss_and_scores_by_hand(tmp_path: Path) -> None:
     scores = made.score("validation", outputs)
     # Of PER 0-1 and LOC 1 the second is found, and PER 0 beside it.
     assert scores == pytest.approx({"precision": 0.5, "recall": 0.5, "f1": 0.5, "accuracy": 0.8, "loss": loss.item() / 5}, rel=1e-6)
-    made.write_predictions("validation", outputs, tmp_path / "out" / "p.tsv")
-    assert (tmp_path / "out" / "p.tsv").read_text() == "index\tprediction\n0\tB-PER O O\n1\tO B-LOC\n"
+    made.write_predictions("validation", outputs, tmp_path / "out")
+    assert (tmp_path / "out" / "predict_results_validation.tsv").read_text() == "index\tprediction\n0\tB-PER O O\n1\tO B-LOC\n"
 
 
 def test_words_beyond_the_length_are_predicted_outside(tmp_path: Path) -> None:

@@ -43,8 +43,8 @@ def test_string_labels_become_the_train_splits_classes_in_alphabetic_order(tmp_p
     assert encoded.labels.tolist() == [2, 0, 1]
     assert task.metric_for_best == "accuracy"
     assert set(task.score("validation", np.array([[0.0, 1.0, 0.0]]))) == {*task.metric_names, "loss"}
-    task.write_predictions("validation", np.array([[0.0, 1.0, 0.0]]), tmp_path / "out.tsv")
-    assert (tmp_path / "out.tsv").read_text(encoding="utf-8") == "index\tprediction\n0\tlevel\n"
+    task.write_predictions("validation", np.array([[0.0, 1.0, 0.0]]), tmp_path)
+    assert (tmp_path / "predict_results_validation.tsv").read_text(encoding="utf-8") == "index\tprediction\n0\tlevel\n"
 
 
 def test_integer_classes_need_not_start_at_zero(tmp_path: Path) -> None:
