@@ -44,6 +44,15 @@ TASK_TYPES = {
 }
 
 
+def saved_task_type(auto_class: str) -> str | None:
+    """The task that a folder names to PEFT.
+
+    None for questions: PEFT's model for them (0.21.2) drops token_type_ids, so that an encoder with token types would give other answers
+    there than in training; its model for any task passes on everything.
+    """
+    return None if auto_class == "AutoModelForQuestionAnswering" else TASK_TYPES.get(auto_class)
+
+
 def save_adapter(
     folder: str | Path,
     *,
@@ -76,7 +85,7 @@ def save_adapter(
     settings = adapter.to_dict()
     content = {
         "peft_type": PEFT_TYPE,
-        "task_type": TASK_TYPES.get(auto_class),
+        "task_type": saved_task_type(auto_class),
         "base_model_name_or_path": base_model,
         "inference_mode": True,
         "target_modules": list(info.sites),

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from adakron import run_folder
 from adakron.adapter_folder import CONFIG_FILE, WEIGHTS_FILE
-from adakron.adapter_io import TASK_TYPES, report_differences
+from adakron.adapter_io import report_differences, saved_task_type
 from adakron.atomic import publish
 from adakron.backbone import is_inside
 from adakron.errors import CheckpointError
@@ -54,7 +54,7 @@ def save(
         weights = attached.adapter_state(tensors)
     weights |= {name: tensor for name, tensor in tensors.items() if is_inside(name, info.head_modules)}
     config: Any = attached.config
-    config.base_model_name_or_path, config.task_type, config.inference_mode = base_model, TASK_TYPES.get(auto_class), True
+    config.base_model_name_or_path, config.task_type, config.inference_mode = base_model, saved_task_type(auto_class), True
     config.modules_to_save = [head.removeprefix(NAME_PREFIX) for head in info.head_modules] or None
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

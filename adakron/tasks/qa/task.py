@@ -155,7 +155,7 @@ class QuestionTask:
         """The metrics of SQuAD's official scripts, in percent, and "loss", the mean over the targets.
 
         best_... judge the best spans of all questions by their null odds, so that their thresholds are values for
-        --null_score_diff_threshold.
+        --null_score_diff_threshold (but for 0, which also stands for: best without any answer).
         """
         rows = self._split(split)
         if ANSWERS not in rows.column_names:
