@@ -4,6 +4,7 @@ What a prompt becomes does not depend on the prompts beside it, on the batch siz
 model's own arithmetic.
 """
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -17,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from adakron.config import GenerationConfig
 from adakron.data.sampler import evaluation_batches
 from adakron.distributed import World
-from adakron.errors import ConfigError
+from adakron.errors import ConfigError, NumericalError
 from adakron.nn import BottleneckAdapter
 from adakron.pretrained import quiet_transformers
 from adakron.progress import GenerationProgress
@@ -43,6 +44,17 @@ class _OfGenerated:
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         scores_BV: Tensor = self._inner(input_ids[:, self._prompt_width :], scores)
         return scores_BV
+
+
+class _NanWatch:
+    """A processor that only notes whether a score was not a number. It is asked once per batch: no step waits for the device."""
+
+    def __init__(self, device: torch.device):
+        self.seen = torch.zeros((), dtype=torch.bool, device=device)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self.seen |= scores.isnan().any()
+        return scores
 
 
 class BeamDecoder:
@@ -88,24 +100,52 @@ class BeamDecoder:
             )
 
     def tokens(self, prompts: Sequence[np.ndarray]) -> list[list[int]]:
-        """What is generated from each prompt (1-D token arrays, at least one), without the token that ended it."""
+        """What is generated from each prompt (1-D token arrays, at least one), without the token that ended it.
+
+        Raises NumericalError where the model's outputs are not numbers.
+        """
         kept = [self._cut(prompt) for prompt in prompts]
-        width = max(map(len, kept))
+        width = max(2, *map(len, kept))  # something to read ahead in every batch: ranks in step make equally many passes
         ids_BT = torch.full((len(kept), width), int(self._tokenizer.pad_token_id), dtype=torch.int64)
         mask_BT = torch.zeros_like(ids_BT)
         # On the left, so that every row goes on at the same column; positions are counted along the mask.
         for row, prompt in enumerate(kept):
             ids_BT[row, width - len(prompt) :] = torch.from_numpy(prompt.astype(np.int64))
             mask_BT[row, width - len(prompt) :] = 1
+        ids_BT, mask_BT = ids_BT.to(self._device), mask_BT.to(self._device)
+        watch = _NanWatch(self._device)
         with quiet_transformers():  # it takes the end that every prompt has for padding, and recommends a mask to mask it with
             output_BT: Tensor = self._model.generate(
-                input_ids=ids_BT.to(self._device),
-                attention_mask=mask_BT.to(self._device),
+                input_ids=ids_BT,
+                attention_mask=mask_BT,
                 generation_config=self._library_config(),
-                logits_processor=self._processors(width),
+                logits_processor=transformers.LogitsProcessorList([watch, *self._processors(width)]),
                 synced_gpus=self.in_step,
+                **(self._read_ahead(ids_BT, mask_BT) if self._use_cache and self._settings.num_beams > 1 else {}),
+            )
+        if watch.seen:
+            raise NumericalError(
+                "generating: the model's outputs are not numbers; the training diverged: lower --learning_rate and train again"
             )
         return [self._until_end(row) for row in output_BT[:, width:].tolist()]
+
+    @torch.no_grad()
+    def _read_ahead(self, ids_BT: Tensor, mask_BT: Tensor) -> dict[str, Any]:
+        """Keys and values of all columns but the last, for `generate`, which by itself reads every prompt once for each beam."""
+        cache = transformers.DynamicCache(config=self._model.config.get_text_config(decoder=True))
+        # PEFT's wrapper takes anything, and hands it on to the model inside.
+        inside = self._model.get_base_model() if hasattr(self._model, "get_base_model") else self._model
+        accepted = inspect.signature(inside.forward).parameters
+        further: dict[str, Any] = {"position_ids": (mask_BT.cumsum(-1) - 1).clamp(min=0)[:, :-1], "logits_to_keep": 1}
+        self._model(
+            input_ids=ids_BT[:, :-1],
+            attention_mask=mask_BT[:, :-1],
+            past_key_values=cache,
+            use_cache=True,
+            **{name: value for name, value in further.items() if name in accepted},
+        )
+        cache.batch_repeat_interleave(self._settings.num_beams)
+        return {"past_key_values": cache}
 
     def texts(self, prompts: Sequence[np.ndarray]) -> list[tuple[list[int], str]]:
         """Tokens and text of each prompt."""
@@ -139,13 +179,13 @@ class BeamDecoder:
             **beams,
         )
 
-    def _processors(self, prompt_width: int) -> Any:
+    def _processors(self, prompt_width: int) -> list[_OfGenerated]:
         found: list[Any] = []
         if self._settings.repetition_penalty != 1.0:
             found.append(transformers.RepetitionPenaltyLogitsProcessor(self._settings.repetition_penalty))
         if self._settings.no_repeat_ngram_size:
             found.append(transformers.NoRepeatNGramLogitsProcessor(self._settings.no_repeat_ngram_size))
-        return transformers.LogitsProcessorList([_OfGenerated(processor, prompt_width) for processor in found])
+        return [_OfGenerated(processor, prompt_width) for processor in found]
 
 
 def end_tokens(tokenizer: PreTrainedTokenizerBase, settings: GenerationConfig) -> tuple[int, ...]:
@@ -175,6 +215,12 @@ def longest_prompt(tokenizer: PreTrainedTokenizerBase, settings: GenerationConfi
     return limit
 
 
+def rank_batches(prompts: Prompts, pending: np.ndarray, batch_size: int, world: World) -> list[np.ndarray]:
+    """The indices of this rank's batches of the pending prompts, longest first; equally many batches per rank, the last ones empty."""
+    lengths = np.diff(prompts.offsets)[pending]
+    return [pending[places] for places in evaluation_batches(lengths, batch_size, world.world_size, world.rank)]
+
+
 def decode_prompts(
     decoder: BeamDecoder,
     prompts: Prompts,
@@ -190,10 +236,8 @@ def decode_prompts(
     batch_size: prompts per batch and rank; each takes num_beams rows of the model. boundary: passed before every batch, by all ranks
     equally often; what it raises ends the work. Where ranks go in step, one without prompts left decodes one for nothing.
     """
-    lengths = np.diff(prompts.offsets)[pending]
-    for places in evaluation_batches(lengths, batch_size, world.world_size, world.rank):
+    for indices in rank_batches(prompts, pending, batch_size, world):
         boundary()
-        indices = pending[places]
         if len(indices):
             found = decoder.texts([prompts.prompt(index) for index in indices])
             rows = [Row(int(index), tokens, text) for index, (tokens, text) in zip(indices, found, strict=True)]

@@ -21,6 +21,7 @@ LOCK_FILE = ".lock"
 _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}
 # `check_unlocked` of another process holds the lock for microseconds.
 _PATIENCE_SECONDS = 0.5
+_ELSEWHERE = "name another folder (of a training: --output_dir)"
 
 logger = get_logger(__name__)
 
@@ -30,24 +31,26 @@ class RunLock:
 
     Raises ConfigError naming the host and process that hold it, or where the folder cannot be written. A file system without locks is
     a warning: then nothing keeps two runs apart. Processes forked from the holder hold it, too.
+
+    elsewhere: the remedy of a program that could write to another folder as well; None where it must be this one.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, elsewhere: str | None = _ELSEWHERE):
         file = folder / LOCK_FILE
         try:
             self._descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
             raise ConfigError(
-                f"{folder} cannot be locked for writing ({error.strerror}): a run needs a folder that it can write; change its "
-                "permissions, or name another folder (of a training: --output_dir)"
+                f"{folder} cannot be locked for writing ({error.strerror}): who writes there needs a lock; change its permissions"
+                + (f", or {elsewhere}" if elsewhere else "")
             ) from error
         try:
-            self._acquire(folder)
+            self._acquire(folder, elsewhere)
         except BaseException:
             self.release()
             raise
 
-    def _acquire(self, folder: Path) -> None:
+    def _acquire(self, folder: Path, elsewhere: str | None) -> None:
         deadline = time.monotonic() + _PATIENCE_SECONDS
         while True:
             try:
@@ -55,13 +58,11 @@ class RunLock:
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    raise _taken(folder) from None
+                    raise _taken(folder, elsewhere) from None
                 time.sleep(0.02)
             except OSError as error:
                 if error.errno not in _NO_LOCKS:
-                    raise ConfigError(
-                        f"{folder} cannot be locked ({error.strerror}); name another folder (of a training: --output_dir)"
-                    ) from error
+                    raise ConfigError(f"{folder} cannot be locked ({error.strerror}); {elsewhere or 'look at its file system'}") from error
                 logger.warning("%s is on a file system without locks (%s): start no second run in it", folder, error.strerror)
                 break
         # For the message of whoever comes second; a full disk must not keep the first one from starting.
@@ -92,20 +93,20 @@ def check_unlocked(folder: Path) -> None:
         # Shared: the ranks of one run look at the same moment.
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise _taken(folder) from None
+        raise _taken(folder, _ELSEWHERE) from None
     except OSError:
         return
     finally:
         os.close(descriptor)
 
 
-def _taken(folder: Path) -> ConfigError:
+def _taken(folder: Path, elsewhere: str | None) -> ConfigError:
     try:
         holder = json.loads((folder / LOCK_FILE).read_text(encoding="utf-8"))
         who = f"process {holder['pid']} on {holder['host']}"
     except (OSError, ValueError, KeyError, TypeError):
         who = "another process"
     return ConfigError(
-        f"{folder} is being written by {who}: one run at a time may write a folder; wait for it, end it, or name another folder "
-        "(of a training: --output_dir)"
+        f"{folder} is being written by {who}: one run at a time may write a folder; wait for it, "
+        + (f"end it, or {elsewhere}" if elsewhere else "or end it")
     )

@@ -17,6 +17,7 @@ from typing import Literal
 from adakron.atomic import publish, rename_folder, sync_tree
 from adakron.errors import AdaKronError, CheckpointError, ConfigError
 from adakron.manifest import verify, write_manifest
+from adakron.untrusted import read_text
 
 CHECKPOINT_PREFIX = "checkpoint-"
 LATEST_FILE = "latest"
@@ -118,7 +119,7 @@ class CheckpointStore:
         bad one. What to resume from is `newest_good`.
         """
         try:
-            name = (self._folder / LATEST_FILE).read_text(encoding="utf-8").strip()
+            name = read_text(self._folder / LATEST_FILE).strip()
         except (OSError, ValueError):
             return None
         return next((checkpoint for checkpoint in self.checkpoints() if checkpoint.name == name), None)
@@ -172,7 +173,7 @@ class CheckpointStore:
 
         Each loses its name before its content, so that a killed prune leaves no half checkpoint. CheckpointError on failure.
         """
-        with _explained(f"old checkpoints in {self._folder} could not be deleted"):
+        with _explained(f"old checkpoints in {self._folder} could not be deleted", elsewhere=False):
             self._recover()
             gone = self.prunable(keep, *also)
             for checkpoint in gone:
@@ -208,8 +209,11 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 @contextmanager
-def _explained(what: str) -> Iterator[None]:
-    """Turn the system's errors into a CheckpointError that says what failed, the rule and the remedy; others pass."""
+def _explained(what: str, *, elsewhere: bool = True) -> Iterator[None]:
+    """Turn the system's errors into a CheckpointError that says what failed, the rule and the remedy; others pass.
+
+    elsewhere: another folder would do.
+    """
     try:
         yield
     except AdaKronError:
@@ -222,6 +226,6 @@ def _explained(what: str) -> Iterator[None]:
         reason = os.strerror(number) if number else str(error)
         remedy = _REMEDIES.get(number or 0, "check its disk and file system")
         raise CheckpointError(
-            f"{what} ({reason}): a checkpoint is saved whole or not at all, and the others are as they were; {remedy}, or name "
-            "another folder (--output_dir)"
+            f"{what} ({reason}): a checkpoint is saved whole or not at all, and the others are as they were; {remedy}"
+            + (", or name another folder (--output_dir)" if elsewhere else "")
         ) from error

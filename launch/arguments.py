@@ -13,6 +13,7 @@ from transformers import HfArgumentParser
 from adakron.config import AdapterConfig, DataConfig, ModelConfig, RunConfig, TrainingConfig
 from adakron.errors import ConfigError
 from adakron.untrusted import YAML_BYTES, UnreadableError, parse_json, parse_yaml, read_text, read_yaml
+from launch.messages import did_you_mean
 from launch.published import ELSEWHERE, add_published_flags, translate
 
 GROUPS = (ModelConfig, AdapterConfig, DataConfig, TrainingConfig)
@@ -40,18 +41,18 @@ class Parser(HfArgumentParser):
         except ConfigError as error:
             raise ConfigError(f"{origin}{error}") from None
         if unknown:
-            raise ConfigError([f"{origin}{self._unknown(token)}" for token in unknown if token.startswith("-")] or [
+            raise ConfigError([f"{origin}{self.unknown(token)}" for token in unknown if token.startswith("-")] or [
                 f"{origin}unexpected argument {unknown[0]!r}; values follow a flag, --help lists every flag"
             ])  # fmt: skip
         return namespace
 
-    def _unknown(self, token: str) -> str:
+    def unknown(self, token: str) -> str:
+        """The problem with a flag that there is not."""
         flag = token.split("=")[0]
         if flag in ELSEWHERE:
             return f"{flag} is a flag of the published scripts; {ELSEWHERE[flag]} (docs/migration.md)"
         known = [option for action in self._actions for option in action.option_strings]
-        near = difflib.get_close_matches(flag, known, n=2)
-        return f"unknown flag {flag}" + (f"; did you mean {' or '.join(near)}?" if near else "; --help lists every flag")
+        return f"unknown flag {flag}{did_you_mean(flag, known)}"
 
 
 def read_recipe(path: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@
     python launch/checkpoints.py prune RUN --keep N [--dry_run]
 
 Marks: latest, as the run's file of that name says; best, by its evaluations; resume, from which the run would go on.
+All of them look at checkpoints alone: the adapter in RUN itself, which a finished run leaves, has no manifest to compare with.
 Exit code 0: done, and for verify: all are whole. 1: verify found a damaged checkpoint, or none at all. 2: an error, printed.
 ls and verify write nothing and may run beside the training; prune needs the run to be over. More: docs/checkpoints.md.
 """
@@ -18,8 +19,8 @@ if Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().parent:
 
 import argparse
 import contextlib
-import difflib
 import json
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -30,10 +31,12 @@ from adakron.checkpoint import newest_resumable
 from adakron.distributed import World
 from adakron.errors import CheckpointError, ConfigError
 from adakron.log import get_logger
-from adakron.manifest import MANIFEST_FILE
-from adakron.run_folder import STATE_FILE
+from adakron.redaction import printable, shortened
+from adakron.run_folder import RUN_FILE, STATE_FILE
 from adakron.run_lock import RunLock
 from adakron.store import Checkpoint, CheckpointStore
+from adakron.untrusted import read_text
+from launch.messages import did_you_mean
 from launch.program import execute
 
 logger = get_logger(__name__)
@@ -41,30 +44,38 @@ logger = get_logger(__name__)
 EXIT_DAMAGED = 1
 """Exit code of verify where not every checkpoint is whole, as cmp and diff have it."""
 
+STATE_BYTES = 2**30
+"""Longest trainer_state.json: its log history grows with the run, some 200 bytes for each line."""
+
 
 class _Parser(argparse.ArgumentParser):
     # Not launch.arguments.Parser: that takes its flags from configuration classes, and has no commands.
     def error(self, message: str) -> NoReturn:
-        odd = re.search(r"unrecognized arguments: (\S+)", message)
-        near = difflib.get_close_matches(odd[1], ("--json", "--keep", "--dry_run"), n=1) if odd else []
-        raise ConfigError(f"{message}; " + (f"did you mean {near[0]}?" if near else "--help lists every flag"))
+        raise ConfigError(f"{message}; --help lists every flag")
 
 
 @dataclass(frozen=True)
 class _Line:
-    """One checkpoint as it is shown. size: of all its files, in bytes. metric: what decides the best, and its value at this step."""
+    """One checkpoint as it is shown. size: of all its files, in bytes. metric: what decides the best, and its value at this step.
+
+    unresumable: why a run cannot go on from it although it is whole; looked for in those that are newer than the one marked resume.
+    """
 
     checkpoint: Checkpoint
     size: int
     metric: tuple[str, float] | None
     marks: list[str]
     problems: tuple[str, ...]
+    unresumable: str | None
 
     def to_dict(self) -> dict[str, Any]:
         name, value = self.metric or (None, None)
+        if value is not None and not math.isfinite(value):
+            value = None  # JSON has no such numbers
         return {
             "step": self.checkpoint.step, "name": self.checkpoint.name, "bytes": self.size, "metric": name, "value": value,
             "marks": self.marks, "good": not self.problems, "problems": list(self.problems),
+            "unresumable": self.unresumable,
         }  # fmt: skip
 
 
@@ -72,13 +83,13 @@ def main(arguments: Sequence[str], world: World) -> int:
     """Run one of the three commands; its exit code."""
     if world.world_size > 1:
         raise ConfigError(f"this program runs in one process, and a launcher started {world.world_size}; start it with python")
-    options = _parser().parse_args(list(arguments))
+    options = _parse(arguments)
     folder = Path(options.run_folder)
     if not folder.is_dir():
         raise ConfigError(f"{folder} is no folder; name the output folder of a run")
-    if re.fullmatch(r"checkpoint-\d+", folder.absolute().name) and (folder / MANIFEST_FILE).exists():
-        raise ConfigError(f"{folder} is a checkpoint; name the run that it belongs to: {folder.absolute().parent}")
     store = CheckpointStore(folder)
+    if re.fullmatch(r"checkpoint-\d+", folder.absolute().name) and not (folder / RUN_FILE).exists() and not store.checkpoints():
+        raise ConfigError(f"{folder} is a checkpoint; name the run that it belongs to: {folder.absolute().parent}")
     if options.command == "prune":
         _prune(folder, store, options.keep, options.dry_run)
         return 0
@@ -93,12 +104,13 @@ def main(arguments: Sequence[str], world: World) -> int:
     return EXIT_DAMAGED if damaged and options.command == "verify" else 0
 
 
-def _parser() -> _Parser:
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The command and its flags. Raises ConfigError."""
     parser = _Parser(prog="checkpoints.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True)
     ls = commands.add_parser(
         "ls",
-        help="List the checkpoints, oldest first, with their marks and what is wrong.",
+        help="List the checkpoints, oldest first, with their marks and what is wrong with them.",
         allow_abbrev=False,
     )
     verify = commands.add_parser("verify", help="Compare every byte with the manifests; exit code 1 on damage.", allow_abbrev=False)
@@ -109,14 +121,19 @@ def _parser() -> _Parser:
         command.add_argument("--json", action="store_true", help="Print JSON.")
     prune.add_argument("--keep", type=int, required=True, metavar="N", help="Keep the newest N good ones.")
     prune.add_argument("--dry_run", action="store_true", help="Only say what would be deleted.")
-    return parser
+    options, unknown = parser.parse_known_args(list(arguments))
+    if unknown:
+        flags = commands.choices[options.command]._option_string_actions.keys() - {"-h", "--help"}
+        hint = did_you_mean(unknown[0].split("=")[0], flags) if unknown[0].startswith("-") else "; --help lists every flag"
+        raise ConfigError(f"{options.command} takes no {unknown[0]}{hint}")
+    return options
 
 
 def _examine(folder: Path, store: CheckpointStore) -> list[_Line]:
     examined = list(store.examined())[::-1]
     latest = store.latest
     good = [one.checkpoint for one in examined if not one.problems]
-    resumes = newest_resumable(folder).checkpoint
+    resumable = newest_resumable(folder)
     try:
         best = _best_step(folder, good[-1] if good else None)
     except CheckpointError as error:
@@ -130,18 +147,19 @@ def _examine(folder: Path, store: CheckpointStore) -> list[_Line]:
             for mark, there in (
                 ("latest", latest == checkpoint),
                 ("best", best == checkpoint.step),
-                ("resume", resumes == checkpoint.path),
+                ("resume", resumable.checkpoint == checkpoint.path),
             )
             if there
         ]
         metric = None if one.problems else _metric(checkpoint)
-        lines.append(_Line(checkpoint, _size(checkpoint.path), metric, marks, one.problems))
+        unresumable = None if one.problems else resumable.rejected.get(checkpoint.path)
+        lines.append(_Line(checkpoint, _size(checkpoint.path), metric, marks, one.problems, unresumable))
     return lines
 
 
 def _prune(folder: Path, store: CheckpointStore, keep: int, dry_run: bool) -> None:
     # In a folder without checkpoints there is nothing to lock.
-    with contextlib.nullcontext() if dry_run or not store.checkpoints() else RunLock(folder):
+    with contextlib.nullcontext() if dry_run or not store.checkpoints() else RunLock(folder, elsewhere=None):
         best = _best_step(folder, store.newest_good().checkpoint)
         saved = newest_resumable(folder).saved
         resumes = saved.snapshot.step if saved else None
@@ -163,7 +181,8 @@ def _best_step(folder: Path, newest: Checkpoint | None) -> int | None:
 def _read_state(folder: Path) -> dict[str, Any]:
     file = folder / STATE_FILE
     try:
-        state = json.loads(file.read_text(encoding="utf-8"))
+        # Not `read_json`: a metric may be no number (a correlation with a constant).
+        state = json.loads(read_text(file, STATE_BYTES))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:
@@ -177,11 +196,15 @@ def _metric(checkpoint: Checkpoint) -> tuple[str, float] | None:
     try:
         state = _read_state(checkpoint.path)
         name = f"eval_{state.get('metric_for_best_model')}"
-        values = [entry[name] for entry in state.get("log_history", []) if entry.get("step") == checkpoint.step and name in entry]
+        values = [
+            entry[name]
+            for entry in state.get("log_history", [])
+            if isinstance(entry, dict) and entry.get("step") == checkpoint.step and name in entry
+        ]
         return (name, float(values[-1])) if values else None
     except CheckpointError as error:
         logger.warning("%s", error)
-    except (AttributeError, TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         logger.warning("%s says its metrics in a way that this release does not read", checkpoint.path / STATE_FILE)
     return None
 
@@ -197,13 +220,18 @@ def _size(folder: Path) -> int:
 
 def _state(line: _Line) -> str:
     if not line.problems:
-        return "good"
+        return "good" + (f", but {_why(line)}" if line.unresumable else "")
     more = len(line.problems) - 1
     return f"bad: {line.problems[0]}" + (f" (and {more} more)" if more else "")
 
 
+def _why(line: _Line) -> str:
+    """Why nothing goes on from it, without the folder's name in front."""
+    return shortened(printable(str(line.unresumable).removeprefix(f"{line.checkpoint.path} ")))
+
+
 def _table(lines: Sequence[_Line]) -> str:
-    metric = next((line.metric[0] for line in lines if line.metric), "metric")
+    metric = shortened(printable(next((line.metric[0] for line in lines if line.metric), "metric")), 60)
     rows = [("step", "KiB", metric, "marks", "state")]
     for line in lines:
         value = f"{line.metric[1]:.4f}" if line.metric else "-"
@@ -220,6 +248,7 @@ def _report(lines: Sequence[_Line]) -> str:
     for line in lines:
         texts.append(f"{line.checkpoint.name}: " + ("good" if not line.problems else "bad"))
         texts += [f"  - {problem}" for problem in line.problems]
+        texts += [f"  - {_why(line)}"] if line.unresumable else []
     return "\n".join(texts)
 
 

@@ -26,7 +26,7 @@ import numpy as np
 
 from adakron import distributed
 from adakron.config import DATA_FILES, GenerationConfig
-from adakron.decoding import BeamDecoder, decode_prompts
+from adakron.decoding import BeamDecoder, decode_prompts, rank_batches
 from adakron.distributed import World
 from adakron.errors import ConfigError
 from adakron.log import get_logger
@@ -125,12 +125,13 @@ def _check(options: argparse.Namespace) -> None:
 
 def _read_sources(file: str) -> list[str]:
     try:
-        lines = [line.strip() for line in read_text(file).splitlines()]
+        # Only line ends part lines: `splitlines` would part them at form feeds and the separators of Unicode, too.
+        lines = [line.strip() for line in read_text(file).removesuffix("\n").split("\n")]
     except (OSError, UnreadableError) as error:
         raise ConfigError(f"--source_file {file}: cannot be read ({error}); name a text file with a source per line") from error
     empty = [number for number, line in enumerate(lines, 1) if not line]
-    if empty or not lines:
-        raise ConfigError(f"--source_file {file}: line {(empty or [1])[0]} holds no source; every line needs one")
+    if empty:
+        raise ConfigError(f"--source_file {file}: line {empty[0]} holds no source; every line needs one")
     return lines
 
 
@@ -158,8 +159,7 @@ def _write_texts(
         pending = np.array(sorted({*range(len(prompts))} - {*done}), dtype=np.int64)
         if done:
             logger.info("%s holds %d of %d rows: %d are left", store.folder, len(done), len(prompts), len(pending))
-        share = len(pending[world.rank :: world.world_size])
-        progress = GenerationProgress(share, None)
+        progress = GenerationProgress(sum(map(len, rank_batches(prompts, pending, batch_size, world))), None)
         try:
             with store.writer(world.rank) as writer:
                 for rows in decode_prompts(

@@ -1,6 +1,8 @@
 """What a program prints when it fails: one paragraph, that shows no secret and cannot write to a terminal as it likes."""
 
+import difflib
 import errno
+from collections.abc import Iterable
 
 import torch
 
@@ -49,6 +51,14 @@ def explained(error: BaseException) -> str | None:
         place = f"{names}: " if names else ""
         return f"{place}the operating system says {(error.strerror or '').lower()!r}; {_REMEDIES[error.errno]}"
     return None
+
+
+def did_you_mean(flag: str, known: Iterable[str]) -> str:
+    """What the message about an unknown flag ends with: those of the known ones that it may stand for. Ours have underscores."""
+    ours = [option for option in known if "-" not in option.lstrip("-")]  # transformers adds --a-b beside --a_b
+    name = "--" + flag.lstrip("-").replace("-", "_")
+    near = [name] if name in ours else difflib.get_close_matches(name, ours, n=2)
+    return f"; did you mean {' or '.join(near)}?" if near else "; --help lists every flag"
 
 
 def _first_line(error: BaseException) -> str:

@@ -18,7 +18,7 @@ from adakron.passes import MicroBatchLoss
 from adakron.replay import replay
 from adakron.tasks import create_task
 from adakron.weights import DTYPES
-from launch.arguments import Parser, add_launcher_flags
+from launch.arguments import Parser, add_launcher_flags, train_parser
 from launch.attachment import Attachment, attach
 from launch.saved_run import check_trust
 
@@ -28,9 +28,20 @@ def asks_for_replay(arguments: Sequence[str]) -> bool:
     return any(argument.partition("=")[0] == "--replay" for argument in arguments)
 
 
+class _ReplayParser(Parser):
+    def unknown(self, token: str) -> str:
+        flag = token.split("=")[0]
+        if flag in train_parser()._option_string_actions:
+            return (
+                f"{flag} does not go with --replay: settings and examples are those in the file; drop it (only --model_name_or_path and"
+                " --trust_remote_code may be given)"
+            )
+        return super().unknown(token)
+
+
 def run_replay(arguments: Sequence[str], world: World) -> None:
     """Build the run's model with the step's parameters, compute the step, print where it stops being finite."""
-    parser = Parser((), "Compute a step again that was not finite.")
+    parser = _ReplayParser((), "Compute a step again that was not finite, with the settings of its run. No other flags go with --replay.")
     parser.add_argument("--replay", required=True, help="A file nonfinite-step<step>-rank<rank>.safetensors of a run.")
     parser.add_argument("--model_name_or_path", help="Where the run's backbone is now, if it moved.")
     parser.add_argument("--trust_remote_code", action="store_true", help="Let the backbone run code of its own, as the run did.")

@@ -30,7 +30,7 @@ def summary_table(
         ("backbone parameters", f"{report.backbone:,} ({_trained_share(report)})"),
         ("speed", f"{train['train_samples_per_second']:.1f} samples/s, {train['train_tokens_per_second']:,.0f} tokens/s (without padding)"),
         ("peak memory", f"{train['peak_memory_mib']:,.0f} MiB per rank"),
-        ("wall time", _wall_time(train)),
+        ("wall time", wall_time(train)),
         ("output folder", str(folder)),
         ("evaluate", f"{python} launch/evaluate.py {shlex.quote(str(folder))}"),
         *([("predict", predict)] if inputs else []),
@@ -50,7 +50,8 @@ def inputs_of(task: Task) -> dict[str, str]:
     return {"--question": "your question", "--context": "where the answer is"} if isinstance(task, QuestionTask) else {}
 
 
-def _wall_time(train: Mapping[str, Any]) -> str:
+def wall_time(train: Mapping[str, Any]) -> str:
+    """How long it took, by train_results.json: wall_seconds is this process alone, train_runtime the training of those before it, too."""
     wall, training = f"{train['wall_seconds']:.1f} s", f"{train['train_runtime']:.1f} s"
     step = train["resumed_from_step"]
     return f"{wall} since it went on at step {step}; {training} of training in all" if step else f"{wall}, {training} of it training"

@@ -63,7 +63,8 @@ class TrainingConfig(Settings):
     metric_for_best_model: str | None = flag(None, "Metric that decides what is best. Default: the task's main metric.")
     greater_is_better: bool | None = flag(None, "Direction of that metric. Default: lower for loss, higher otherwise.")
     on_nonfinite: Literal["raise", "skip"] = flag(
-        "raise", "A loss or gradient that is not finite: end the run, or skip the step, with a limit. Either way the batch is written."
+        "raise",
+        "A loss or gradient that is not finite: end the run, or skip the step, at most 5 in a row. Either way the batch is written.",
     )
     timeout_minutes: float = flag(30.0, "How long a rank waits for the others in any collective before the run ends.")
     deterministic: bool = flag(False, "Same machine, same command, same bits: deterministic kernels only, an error where there is none.")

@@ -214,10 +214,11 @@ def _check_combination(config: dict[str, Any], stage: int, precision: Precision,
             '"zero_optimization.offload_optimizer.device" is "nvme": DeepSpeed 0.19.8 keeps such states out of reach of checkpoints, and'
             ' adapters have few; set it to "cpu"'
         )
-    for key in ("offload_optimizer", "offload_param"):
+    for key, devices in (("offload_optimizer", ("none", "cpu")), ("offload_param", ("none", "cpu", "nvme"))):
         section = config["zero_optimization"].get(key)
-        if isinstance(section, dict) and section.get("device", "none") not in ("none", "cpu", "nvme"):
-            problems.append(f'"zero_optimization.{key}.device" is {section.get("device")!r}; it must be none, cpu or nvme')
+        device = section.get("device", "none") if isinstance(section, dict) else "none"
+        if device not in (*devices, "nvme"):  # of optimizer states on NVMe see above
+            problems.append(f'"zero_optimization.{key}.device" is {device!r}; it must be one of {", ".join(devices)}')
 
 
 def _write_out(config: dict[str, Any], stage: int, precision: Precision) -> None:
@@ -274,19 +275,18 @@ def offload_problem(config: dict[str, Any]) -> str | None:
     """Why what a resolved configuration offloads to NVMe cannot be put there, with the remedy; None where nothing stands against it."""
     from deepspeed.ops.op_builder import AsyncIOBuilder
 
-    for key in ("offload_optimizer", "offload_param"):
-        section = config["zero_optimization"].get(key) or {}
-        if section.get("device") != "nvme":
-            continue
-        place = section.get("nvme_path")
-        if not place or not Path(place).is_dir() or not os.access(place, os.W_OK):
-            return (
-                f'"zero_optimization.{key}.nvme_path" is {place!r}; it must be a folder on a local NVMe drive that this user may write'
-                " (or offload to the host's memory: ds_configs/zero3_offload.json)"
-            )
-        if not AsyncIOBuilder().is_compatible():
-            return (
-                f'"zero_optimization.{key}.device" is nvme, and DeepSpeed\'s asynchronous I/O cannot be built here; install libaio-dev,'
-                " or offload to the host's memory (ds_configs/zero3_offload.json)"
-            )
+    section = config["zero_optimization"].get("offload_param") or {}  # `resolve` refuses an optimizer there
+    if section.get("device") != "nvme":
+        return None
+    place = section.get("nvme_path")
+    if not place or not Path(place).is_dir() or not os.access(place, os.W_OK):
+        return (
+            f'"zero_optimization.offload_param.nvme_path" is {place!r}; it must be a folder on a local NVMe drive that this user may write'
+            " (or offload to the host's memory: ds_configs/zero3_offload.json)"
+        )
+    if not AsyncIOBuilder().is_compatible():
+        return (
+            '"zero_optimization.offload_param.device" is nvme, and DeepSpeed\'s asynchronous I/O cannot be built here; install libaio-dev,'
+            " or offload to the host's memory (ds_configs/zero3_offload.json)"
+        )
     return None

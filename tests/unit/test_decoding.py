@@ -14,15 +14,17 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from adakron.config import AdapterConfig, GenerationConfig
 from adakron.decoding import BeamDecoder, decode_prompts
 from adakron.distributed import World
-from adakron.errors import ConfigError
+from adakron.errors import ConfigError, NumericalError
 from adakron.models import adapt, route_experts
 from adakron.nn import Projection
 from adakron.reference import import_checkpoint
 from adakron.tasks.causal import Prompts
+from tests.helpers.architectures import DECODERS, tiny_model
 from tests.helpers.published import golden
 
 CPU = torch.device("cpu")
 END = 0
+ENDS = {END, 7, 19}
 
 
 def numbers(count: int, positions: int, *, end: int = END, pad: int = END) -> PreTrainedTokenizerFast:
@@ -97,6 +99,43 @@ def test_the_best_of_all_texts(length_penalty: float) -> None:
         assert found.tokens([prompt])[0] == [token for token in best if token != END]
 
 
+def published_search(model: Any, prompt: np.ndarray, *, beams: int, longest: int, ngram: int, length_penalty: float) -> list[int]:
+    """The rule of docs/decoding.md's column "published", one prompt at a time without a cache: what ended gives up its place."""
+    unfinished: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
+    best: tuple[float, tuple[int, ...]] = (-np.inf, ())
+    for length in range(1, longest + 1):
+        grown = []
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([[*prompt.tolist(), *text] for _, text in unfinished])).logits[:, -1].double()
+        for row, (score, text) in zip(logits, unfinished, strict=True):
+            for start in range(len(text) - ngram + 1):
+                if text[start : start + ngram - 1] == text[len(text) - ngram + 1 :]:
+                    row[text[start + ngram - 1]] = -torch.inf
+            grown += [(score + more, (*text, token)) for token, more in enumerate(torch.log_softmax(row, -1).tolist())]
+        kept = sorted(grown, reverse=True)[:beams]
+        ended = [(score / length**length_penalty, text) for score, text in kept if text[-1] in ENDS or length == longest]
+        best = max([best, *ended])
+        unfinished = [(score, text) for score, text in kept if text[-1] not in ENDS]
+        if not unfinished:
+            break
+    return [token for token in best[1] if token not in ENDS]
+
+
+@pytest.mark.parametrize(("beams", "most_differ"), [(2, 0.1), (10, 0.0)])
+def test_the_published_search_finds_the_same(beams: int, most_differ: float) -> None:
+    differ, lengths = 0, set()
+    for seed in range(3):
+        model, prompts = random_model(seed=seed), some_prompts(8)
+        expected = [published_search(model, prompt, beams=beams, longest=12, ngram=2, length_penalty=0.8) for prompt in prompts]
+        lengths |= {*map(len, expected)}
+        for early_stopping in ("never", "false"):
+            settings = {"no_repeat_ngram_size": 2, "max_new_tokens": 12, "early_stopping": early_stopping}
+            found = decoder(model, num_beams=beams, length_penalty=0.8, **settings).tokens(prompts)
+            differ += sum(text != other for text, other in zip(found, expected, strict=True))
+    assert len(lengths) > 3
+    assert differ <= most_differ * 48
+
+
 @pytest.mark.parametrize("beams", [1, 4])
 @pytest.mark.parametrize("ngram", [0, 1, 2])
 def test_a_text_does_not_depend_on_its_batch(beams: int, ngram: int) -> None:
@@ -126,14 +165,41 @@ def test_the_cache_changes_nothing() -> None:
     assert decoder(model, use_cache=False).tokens(prompts) == decoder(model).tokens(prompts)
 
 
+@pytest.mark.parametrize("model_type", DECODERS)
+def test_every_decoder_reads_prompts_once_and_apart(model_type: str) -> None:
+    model = tiny_model(model_type, auto_class="AutoModelForCausalLM", vocab_size=40, initializer_range=0.4)
+    adapt(model, AdapterConfig(bottleneck_dim=8, init_std=0.3), seed=0)
+    model.eval()
+    prompts = [*some_prompts(6), np.array([5], dtype=np.int32)]
+    alone = [decoder(model).tokens([prompt])[0] for prompt in prompts]
+    shapes: list[tuple[int, int]] = []
+    model.register_forward_pre_hook(lambda _, __, values: shapes.append(tuple(values["input_ids"].shape)), with_kwargs=True)
+    assert decoder(model).tokens(prompts) == alone
+    assert shapes[0] == (7, max(map(len, prompts)) - 1) and {*shapes[1:]} == {(7 * 4, 1)}
+    without = decoder(model)
+    without._read_ahead = lambda *_: {}  # type: ignore[method-assign]
+    assert without.tokens(prompts) == alone
+    shapes.clear()
+    decoder(model).tokens(prompts[-1:])
+    assert shapes[0] == (1, 1), "as many passes as beside longer prompts"
+
+
+@pytest.mark.parametrize("beams", [1, 4])
+def test_a_model_that_diverged_writes_nothing(beams: int) -> None:
+    model = random_model()
+    with torch.no_grad():
+        model.transformer.h[1].mlp.c_fc.weight[0, 0] = float("nan")
+    with pytest.raises(NumericalError, match="generating: the model's outputs are not numbers"):
+        decoder(model, num_beams=beams).tokens(some_prompts(3))
+
+
 def test_texts_end_at_every_end_and_not_too_early() -> None:
     model, prompts = random_model(), some_prompts(8)
-    ends = {END, 7, 19}
     found = decoder(model).tokens(prompts)
-    assert not any(token in ends for tokens in found for token in tokens)
+    assert not any(token in ENDS for tokens in found for token in tokens)
     assert min(map(len, found)) < 6
     late = decoder(model, min_new_tokens=6).tokens(prompts)
-    assert all(len(tokens) >= 6 and not {*tokens} & ends for tokens in late)
+    assert all(len(tokens) >= 6 and not {*tokens} & ENDS for tokens in late)
 
 
 def test_repetitions_count_in_the_text_alone() -> None:

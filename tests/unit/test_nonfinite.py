@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import torch
 
+from adakron.config import TrainingConfig
 from adakron.data.sampler import GlobalBatch
 from adakron.dumps import StepDump
 from adakron.errors import CheckpointError, NumericalError
 from adakron.nonfinite import MOST_DUMPS, MOST_IN_A_ROW, NonFiniteSteps
 from adakron.passes import StepPasses
+from tests.helpers.launch import ROOT
 from tests.unit.test_trainer import CountingEngine, CountingTask, build, encoded, settings
 
 
@@ -93,6 +95,13 @@ def test_skipping_ends_where_every_step_is_bad():
         run(CountingTask(loss_value=float("nan")), kept, on_nonfinite="skip")
     assert len(kept.dumps) == MOST_IN_A_ROW + 1
     assert MOST_IN_A_ROW < MOST_DUMPS
+
+
+def test_help_and_documentation_say_the_limit_that_holds():
+    assert f"at most {MOST_IN_A_ROW} in a row" in TrainingConfig.__dataclass_fields__["on_nonfinite"].metadata["help"]
+    said = {name: (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("reliability", "troubleshooting")}
+    assert f"{MOST_IN_A_ROW} in a row are skipped, a sixth ends the run" in said["reliability"]
+    assert f"the {MOST_IN_A_ROW} steps before it were skipped, too" in said["troubleshooting"]
 
 
 def test_what_went_wrong_is_said_where_the_checkpoints_cannot_be_looked_at_or_the_engine_gives_up():

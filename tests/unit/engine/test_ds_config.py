@@ -174,7 +174,9 @@ def test_a_gradient_that_is_not_finite_cannot_be_let_through(section):
 @pytest.mark.parametrize(
     ("section", "named"),
     [
-        ({"offload_optimizer": {"device": "nvme"}}, "offload_optimizer.device"),
+        ({"offload_optimizer": {"device": "nvme"}}, r'offload_optimizer\.device" is "nvme": .*; set it to "cpu"$'),
+        ({"offload_optimizer": {"device": "disk"}}, r"offload_optimizer\.device\" is 'disk'; it must be one of none, cpu$"),
+        ({"offload_param": {"device": "disk"}}, r"offload_param\.device\" is 'disk'; it must be one of none, cpu, nvme$"),
         ({"zenflow": {}}, "zenflow"),
         ({"round_robin_gradients": True}, "round_robin_gradients"),
         ({"zero_quantized_weights": True}, "zero_quantized_weights"),

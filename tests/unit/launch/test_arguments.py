@@ -61,6 +61,7 @@ def test_launcher_flags_are_accepted():
     [
         ("--learning_rat 1", "did you mean --learning_rate"),
         ("--task cola", "unknown flag --task"),
+        ("--max-hour 2", r"unknown flag --max-hour; did you mean --max_hours\?$"),
         ("--learning_rate fast", "learning_rate"),
         ("--bottleneck_dim 50", r"bottleneck_dim \(50\) must be divisible by kron_factor \(4\); try --bottleneck_dim 48 or 52"),
         ("--warmup_ratio 2", "warmup_ratio is 2.0"),

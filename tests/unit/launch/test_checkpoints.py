@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tests.helpers.launch import python
 from tests.unit.launch.test_resuming import save
 
 SCORES = {10: 0.5, 20: 0.9, 30: 0.75}
+NO_STATE = "cannot be resumed from: it has no training_state.json; name a checkpoint-<step> folder of a training run"
 
 
 @pytest.fixture
@@ -52,8 +54,8 @@ def test_ls_shows_steps_scores_marks_and_damage(run: Path, capsys: pytest.Captur
     lines = [line.split(maxsplit=4) for line in capsys.readouterr().out.splitlines()]
     assert lines == [
         ["step", "KiB", "eval_accuracy", "marks", "state"],
-        ["10", "100", "0.5000", "-", "good"],
-        ["20", "100", "0.9000", "best", "good"],
+        ["10", "100", "0.5000", "-", f"good, but {NO_STATE}"],
+        ["20", "100", "0.9000", "best", f"good, but {NO_STATE}"],
         ["30", "1", "-", "latest", "bad: adapter_model.safetensors has 100 bytes, and was written with 101,800"],
     ]
     assert [path.name for path in run.glob(".*")] == []
@@ -67,7 +69,15 @@ def test_the_one_to_resume_from_is_marked_and_kept(tmp_path: Path, capsys: pytes
         (tmp_path / f"checkpoint-{step}" / MANIFEST_FILE).unlink()
         write_manifest(tmp_path / f"checkpoint-{step}")
     assert main("ls", tmp_path) == 0
-    assert [line.split()[3] for line in capsys.readouterr().out.splitlines()] == ["marks", "resume", "-", "latest"]
+    lines = [line.split(maxsplit=4)[3:] for line in capsys.readouterr().out.splitlines()]
+    assert [marks for marks, _ in lines] == ["marks", "resume", "-", "latest"]
+    assert [state.split("(")[0] for _, state in lines[1:]] == [
+        "good",
+        *["good, but cannot be resumed from: its training state is damaged "] * 2,
+    ]
+    assert main("verify", tmp_path, "--json") == 0
+    shown = json.loads(capsys.readouterr().out)["checkpoints"]
+    assert [one["unresumable"] is None for one in shown] == [True, False, False] and all(one["good"] for one in shown)
     assert main("prune", tmp_path, "--keep", "1") == 0
     assert capsys.readouterr().out == "deleted checkpoint-20\n"
 
@@ -75,28 +85,55 @@ def test_the_one_to_resume_from_is_marked_and_kept(tmp_path: Path, capsys: pytes
 def test_a_checkpoint_in_place_of_its_run_is_told_apart(run: Path) -> None:
     with pytest.raises(ConfigError, match=rf"checkpoint-20 is a checkpoint; name the run that it belongs to: {run}$"):
         main("ls", run / "checkpoint-20")
+    (run / "checkpoint-20" / MANIFEST_FILE).unlink()  # half-written, or of an older version: the more one wants to look
+    with pytest.raises(ConfigError, match="is a checkpoint"):
+        main("verify", run / "checkpoint-20")
+    # A run may have such a name.
+    run.rename(run.with_name("checkpoint-1"))
+    assert main("ls", run.with_name("checkpoint-1")) == 0
 
 
 def test_verify_tells_all_damage_by_its_exit_code(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main("verify", run) == 0
-    assert capsys.readouterr().out == "checkpoint-10: good\ncheckpoint-20: good\ncheckpoint-30: good\n"
+    good = [line for step in SCORES for line in (f"checkpoint-{step}: good", f"  - {NO_STATE}")]
+    assert capsys.readouterr().out.splitlines() == good
     damage(run, 20)
     (run / "checkpoint-20" / "trainer_state.json").unlink()
     assert main("verify", run) == 1
-    assert capsys.readouterr().out.splitlines()[1:4] == [
+    assert capsys.readouterr().out.splitlines()[2:5] == [
         "checkpoint-20: bad",
         "  - adapter_model.safetensors has 100 bytes, and was written with 101,800",
         "  - trainer_state.json is missing",
     ]
 
 
-@pytest.mark.parametrize("state", ['{"log_history": 3}', '{"log_history": [3]}', '{"log_history": null}', "[]", "{"])
+HUGE = '{"metric_for_best_model": "x", "log_history": [{"step": 20, "eval_x": 1' + "0" * 400 + "}]}"
+
+
+@pytest.mark.parametrize("state", ['{"log_history": 3}', '{"log_history": [3]}', '{"log_history": null}', "[]", "{", "[" * 9999, HUGE])
 def test_one_odd_state_does_not_end_a_listing(run: Path, capsys: pytest.CaptureFixture[str], state: str) -> None:
     (run / "checkpoint-20" / "trainer_state.json").write_text(state)
     (run / "checkpoint-20" / MANIFEST_FILE).unlink()
     write_manifest(run / "checkpoint-20")
     assert main("ls", run) == 0
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]] == ["10", "20", "30"]
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert [line[0] for line in lines] == ["10", "20", "30"] and lines[1][2] == "-"
+
+
+def test_what_a_state_says_cannot_end_the_listing_nor_write_to_the_terminal(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(run / "checkpoint-20")
+    history = ["odd", {"step": 20, "eval_a\x1b[2J": float("nan")}]
+    state = json.dumps({"metric_for_best_model": "a\x1b[2J", "log_history": history})
+    CheckpointStore(run).write(20, lambda place: (place / "trainer_state.json").write_text(state))
+    for step in (10, 30):
+        damage(run, step)
+    for name in ("trainer_state.json", "latest"):  # nobody writes into these pipes: to read them is to wait for ever
+        (run / name).unlink(missing_ok=True)
+        os.mkfifo(run / name)
+    assert main("ls", run) == 0
+    assert [line.split()[2] for line in capsys.readouterr().out.splitlines()] == ["eval_a\\x1b[2J", "-", "nan", "-"]
+    assert main("ls", run, "--json") == 0
+    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail)["checkpoints"][1]["value"] is None
 
 
 def test_json_holds_the_same(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -109,7 +146,7 @@ def test_json_holds_the_same(run: Path, capsys: pytest.CaptureFixture[str]) -> N
     size = sum(path.stat().st_size for path in (run / "checkpoint-30").iterdir())
     assert verified["checkpoints"][2] == {
         "step": 30, "name": "checkpoint-30", "bytes": size, "metric": "eval_accuracy", "value": 0.75, "marks": ["latest"], "good": True,
-        "problems": [],
+        "problems": [], "unresumable": f"{run}/checkpoint-30 {NO_STATE}",
     }  # fmt: skip
 
 
@@ -133,7 +170,7 @@ def test_prune_keeps_the_best_and_first_says_what_it_would_do(run: Path, capsys:
 
 
 def test_prune_deletes_nothing_where_it_cannot_know(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with RunLock(run), pytest.raises(ConfigError, match="is being written by process"):
+    with RunLock(run), pytest.raises(ConfigError, match=r"is being written by process .*; wait for it, or end it$"):
         main("prune", run, "--keep", "1")
     with pytest.raises(ConfigError, match="keep is 0"):
         main("prune", run, "--keep", "0")
@@ -153,8 +190,10 @@ def test_prune_deletes_nothing_where_it_cannot_know(run: Path, capsys: pytest.Ca
         (("list",), "invalid choice: 'list'"),
         (("ls", "none"), "none is no folder"),
         (("prune", "."), "--keep"),
-        (("ls", ".", "--jsn"), r"unrecognized arguments: --jsn; did you mean --json\?"),
-        (("prune", ".", "--keep", "1", "--dry-run"), r"did you mean --dry_run\?"),
+        (("ls", ".", "--jsn"), r"ls takes no --jsn; did you mean --json\?"),
+        (("prune", ".", "--keep", "1", "--dry-run"), r"prune takes no --dry-run; did you mean --dry_run\?"),
+        (("ls", ".", "--keep", "1"), "ls takes no --keep; --help"),
+        (("ls", ".", "other"), "ls takes no other; --help"),
         (("prune", ".", "--keep", "x"), "invalid int value"),
     ],
 )

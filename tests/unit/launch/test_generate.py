@@ -1,5 +1,6 @@
 """What launch/generate.py refuses before it loads anything, and what it takes for one generation."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -67,6 +68,15 @@ def test_lines_without_a_source_are_refused(run: Path, tmp_path: Path, content: 
     file.write_text(content)
     with pytest.raises(ConfigError, match="holds no source; every line needs one"):
         main([str(run), "--source_file", str(file), "--output_file", str(tmp_path / "out.jsonl")], World())
+
+
+def test_a_line_is_a_source_whatever_it_holds(run: Path, tmp_path: Path) -> None:
+    sources = ["a\u2028b", "a\x0cb \x85 c", "a"]
+    file, output = tmp_path / "sources.txt", tmp_path / "out.jsonl"
+    file.write_bytes("\r\n".join(sources).encode() + b"\n")
+    main([str(run), "--source_file", str(file), "--output_file", str(output), "--num_beams", "1", "--max_new_tokens", "2"], World())
+    assert [json.loads(line)["source"] for line in output.read_text(encoding="utf-8").split("\n")[:-1]] == sources
+    assert len((tmp_path / "out.hypotheses.txt").read_text(encoding="utf-8").splitlines()) == 3
 
 
 def two_prompts(**changes: object) -> Prompts:

@@ -13,10 +13,12 @@ import torch.nn.functional as F
 from peft import PeftModel
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from adakron import models, placement, trainable
 from adakron.backbone import NewParameters
-from adakron.config import AdapterConfig
+from adakron.config import AdapterConfig, GenerationConfig
+from adakron.decoding import BeamDecoder
 from adakron.errors import CheckpointError, ConfigError
 from adakron.fingerprint import take_fingerprint
 from adakron.peft import folders
@@ -24,6 +26,7 @@ from adakron.peft.method_settings import REFUSED, TAKE_CONV1D, available, check_
 from adakron.peft.methods import Attached, attach, quiet_peft
 from tests.helpers.architectures import tiny_batch, tiny_model
 from tests.helpers.peft_worker import SETTINGS
+from tests.helpers.tiny import save_byte_gpt2
 
 BATCH = tiny_batch()
 
@@ -423,3 +426,28 @@ def test_a_folder_whose_expressions_do_not_end_is_refused(settings, tmp_path, mo
     file.write_text(json.dumps(json.loads(file.read_text()) | settings))
     with pytest.raises(CheckpointError, match=rf"{next(iter(settings))} .* takes more than 0\.2 seconds"):
         folders.load(tiny_model("bert"), tmp_path)
+
+
+@pytest.mark.parametrize("method", ["lora", "vera"])
+def test_texts_of_a_saved_decoder_do_not_depend_on_their_batch(method: str, tmp_path: Path) -> None:
+    backbone = save_byte_gpt2(tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(backbone)
+
+    def model() -> PreTrainedModel:
+        return AutoModelForCausalLM.from_pretrained(backbone)
+
+    attached = attach(model(), adapter(method), seed=3)
+    with torch.no_grad():
+        for parameter in trained(attached).values():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    folders.save(
+        tmp_path / "saved", attached, tensors=trained(attached), base_model=str(backbone), auto_class="AutoModelForCausalLM",
+        model_options={}, backbone=take_fingerprint(model(), tokenizer),
+    )  # fmt: skip
+    loaded = folders.load(model(), tmp_path / "saved")
+    settings = GenerationConfig(num_beams=3, max_new_tokens=12, eos_token_id="25,108")
+    decoder = BeamDecoder(loaded, tokenizer, settings, device=torch.device("cpu"))
+    prompts = [np.arange(length) * 7 % 256 for length in (1, 5, 30)]
+    texts = decoder.tokens(prompts)
+    assert texts == [decoder.tokens([prompt])[0] for prompt in prompts]
+    assert texts != BeamDecoder(model().eval(), tokenizer, settings, device=torch.device("cpu")).tokens(prompts)
