@@ -15,7 +15,6 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from adakron.config import DataConfig, TrainingConfig
-from adakron.data.collation import pad_batch
 from adakron.data.encoding import encode_texts, usable_length
 from adakron.errors import DataError
 from adakron.objectives import OutputKind
@@ -23,6 +22,7 @@ from adakron.tasks.base import Batch, EncodedSplit, Forward
 from adakron.tasks.labels import LabelRule, check_split, label_name
 from adakron.tasks.scoring import TextScore
 from adakron.tasks.sources import RawSplit
+from adakron.tasks.splits import find_split, first_rows, pad_examples
 
 SPLITS = ("train", "validation", "validation_mismatched", "test", "test_mismatched")
 
@@ -114,26 +114,14 @@ class TextClassificationTask:
                 dataset, found = check_split(split, raw[split], spec.text_columns, spec.label)
                 problems += found
                 if dataset is not None:
-                    limit = self._max_samples(split)
-                    checked[split] = dataset if limit is None else dataset.select(range(min(limit, len(dataset))))
+                    checked[split] = first_rows(dataset, self._data, split)
             if problems:
                 raise DataError("\n".join(problems))
             self._loaded = spec, checked
         return self._loaded
 
-    def _max_samples(self, split: str) -> int | None:
-        if split == "train":
-            return self._data.max_train_samples
-        return self._data.max_eval_samples if split.startswith("validation") else self._data.max_predict_samples
-
     def _split(self, split: str) -> datasets.Dataset:
-        splits = self.splits()
-        if split not in splits:
-            raise DataError(
-                f"task {self.name} has no {split} split, only {', '.join(splits) or 'none'}; name its file with "
-                "--train_file, --validation_file or --test_file, or add it to --data_dir"
-            )
-        return splits[split]
+        return find_split(self.name, self.splits(), split)
 
     def _labels(self, split: str) -> np.ndarray | None:
         dataset = self._split(split)
@@ -181,13 +169,7 @@ class TextClassificationTask:
 
     def collate(self, encoded: EncodedSplit, indices: Sequence[int] | np.ndarray, pad_token_id: int) -> Batch:
         """input_ids, attention_mask and, from some tokenizers, token_type_ids (B, T) int64; labels (B,) where there are any."""
-        batch = pad_batch(
-            encoded,
-            indices,
-            pad_token_id=pad_token_id,
-            pad_to_multiple_of=self._data.pad_to_multiple_of,
-            max_length=encoded.max_length,
-        )
+        batch = pad_examples(encoded, indices, pad_token_id, self._data)
         if encoded.labels is not None:
             batch["labels"] = torch.from_numpy(encoded.labels[np.asarray(indices, dtype=np.int64)])
         return batch

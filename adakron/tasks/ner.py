@@ -17,13 +17,13 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from adakron.config import DataConfig, TrainingConfig
-from adakron.data.collation import pad_batch
 from adakron.data.encoding import encode_pieces, usable_length
 from adakron.errors import ConfigError, DataError
 from adakron.objectives import OutputKind
 from adakron.tasks.base import Batch, EncodedSplit, Forward
 from adakron.tasks.labels import missing_column, shown
 from adakron.tasks.sources import RawSplit, load_raw_splits
+from adakron.tasks.splits import check_all, find_split, first_rows, pad_examples
 from adakron.tasks.text_files import check_file
 
 SPLITS = ("train", "validation", "test")
@@ -57,15 +57,7 @@ class NerTask:
     def splits(self) -> Mapping[str, datasets.Dataset]:
         """Columns tokens and, where the file has them, tags. Raises DataError with everything that is wrong in any split."""
         if self._loaded is None:
-            checked, problems = {}, []
-            for name, raw in self._raw().items():
-                try:
-                    checked[name] = self._checked(name, raw)
-                except DataError as error:
-                    problems.append(str(error))
-            if problems:
-                raise DataError("\n".join(problems))
-            self._loaded = checked
+            self._loaded = check_all(self._raw(), self._checked)
         return self._loaded
 
     def _raw(self) -> dict[str, RawSplit]:
@@ -90,8 +82,7 @@ class NerTask:
         tagged = "tags" in rows.column_names
         if not tagged and name != "test":
             raise DataError(missing_column(raw, "tags", "tags of the words"))
-        limit = {"train": self._data.max_train_samples, "validation": self._data.max_eval_samples}.get(name, self._data.max_predict_samples)
-        rows = rows.select(range(min(len(rows), limit))) if limit is not None else rows
+        rows = first_rows(rows, self._data, name)
         rows = rows.select_columns(["tokens", "tags"] if tagged else ["tokens"])
         for number, row in enumerate(rows):
             problem = _problem(row["tokens"], row["tags"] if tagged else None)
@@ -100,10 +91,7 @@ class NerTask:
         return rows
 
     def _rows(self, split: str) -> datasets.Dataset:
-        splits = self.splits()
-        if split not in splits:
-            raise DataError(f"task {self.name} has no {split} split, only {', '.join(splits) or 'none'}; name its file (--{_FLAGS[split]})")
-        return splits[split]
+        return find_split(self.name, self.splits(), split)
 
     @property
     def tags(self) -> tuple[str, ...]:
@@ -166,13 +154,7 @@ class NerTask:
 
     def collate(self, encoded: EncodedSplit, indices: Sequence[int] | np.ndarray, pad_token_id: int) -> Batch:
         """input_ids, attention_mask (B, T) int64; labels (B, T): the class, or -1 where there is no target."""
-        batch = pad_batch(
-            encoded,
-            indices,
-            pad_token_id=pad_token_id,
-            pad_to_multiple_of=self._data.pad_to_multiple_of,
-            max_length=encoded.max_length,
-        )
+        batch = pad_examples(encoded, indices, pad_token_id, self._data)
         batch["labels"] = (batch.pop("classes") - 2).clamp(min=_NO_TARGET)
         return batch
 

@@ -275,17 +275,22 @@ def test_a_checkpoint_that_owed_an_evaluation_is_written_anew_once_that_is_made(
     ]
 
 
-@pytest.mark.parametrize(("saved", "kept"), [(True, []), (False, [2])])
-def test_a_run_that_goes_on_elsewhere_saves_there_before_its_first_step(saved, kept):
-    training = settings(eval_strategy="no", save_strategy="no")
-    first: list[Snapshot] = []
-    stopped = build(training, CountingEngine(), CountingTask(), [], keep=first.append, boundary=stopping_at(3))
+def saved_by_a_stop(training: TrainingConfig) -> Snapshot:
+    saved: list[Snapshot] = []
+    stopped = build(training, CountingEngine(), CountingTask(), [], keep=saved.append, boundary=stopping_at(3))
     with pytest.raises(StopRequest):
         stopped.run()
     stopped.save()
+    return saved[0]
+
+
+@pytest.mark.parametrize(("saved", "kept"), [(True, []), (False, [2])])
+def test_a_run_that_goes_on_elsewhere_saves_there_before_its_first_step(saved, kept):
+    training = settings(eval_strategy="no", save_strategy="no")
+    first = saved_by_a_stop(training)
     there: list[int] = []
     resumed = build(training, CountingEngine(), CountingTask(), there)
-    resumed.resume(first[0], saved=saved)
+    resumed.resume(first, saved=saved)
     resumed.run()
     assert there == kept
 
@@ -293,14 +298,10 @@ def test_a_run_that_goes_on_elsewhere_saves_there_before_its_first_step(saved, k
 @pytest.mark.parametrize(("saved", "kept"), [(True, 0), (False, 1)])
 def test_a_stop_before_the_next_step_saves_where_the_checkpoint_is_not(saved, kept):
     training = settings(eval_strategy="no", save_strategy="no")
-    first: list[Snapshot] = []
-    stopped = build(training, CountingEngine(), CountingTask(), [], keep=first.append, boundary=stopping_at(3))
-    with pytest.raises(StopRequest):
-        stopped.run()
-    stopped.save()
+    first = saved_by_a_stop(training)
     again: list[Snapshot] = []
     resumed = build(training, CountingEngine(), CountingTask(), [], keep=again.append, boundary=stopping_at(1))
-    resumed.resume(first[0], saved=saved)
+    resumed.resume(first, saved=saved)
     with pytest.raises(StopRequest):
         resumed.run()
     resumed.save()

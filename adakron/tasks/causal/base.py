@@ -5,6 +5,7 @@ targets begin. A target is predicted from the token before it.
 """
 
 import math
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,11 @@ import torch
 from torch import Tensor
 
 from adakron.config import DataConfig, TrainingConfig
-from adakron.data.collation import pad_batch
-from adakron.errors import ConfigError, DataError
+from adakron.errors import ConfigError
 from adakron.objectives import OutputKind, cross_entropy_sum, token_losses
 from adakron.tasks.base import Batch, EncodedSplit, Forward
 from adakron.tasks.causal.packing import pack_batch
+from adakron.tasks.splits import find_split, pad_examples
 
 _LARGEST_EXPONENT = 700.0  # e^709 is the largest double
 
@@ -43,13 +44,13 @@ class CausalTask:
         self._data = data
         self._label_smoothing = training.label_smoothing
 
+    @abstractmethod
     def splits(self) -> Mapping[str, datasets.Dataset]:
         """The checked splits that exist, by name."""
-        raise NotImplementedError
 
+    @abstractmethod
     def texts(self, split: str) -> Iterator[str]:
         """The split's texts, each as it is tokenised."""
-        raise NotImplementedError
 
     def model_options(self) -> dict[str, Any]:
         """None: the vocabulary is the backbone's."""
@@ -57,13 +58,7 @@ class CausalTask:
 
     def split(self, name: str) -> datasets.Dataset:
         """A split that must exist; DataError else."""
-        splits = self.splits()
-        if name not in splits:
-            raise DataError(
-                f"task {self.name} has no {name} split, only {', '.join(splits) or 'none'}; name its file with --train_file,"
-                " --validation_file or --test_file, or add it to --data_dir"
-            )
-        return splits[name]
+        return find_split(self.name, self.splits(), name)
 
     def collate(self, encoded: EncodedSplit, indices: Sequence[int] | np.ndarray, pad_token_id: int) -> Batch:
         """The model's input, and the N targets of the batch, example by example.
@@ -75,15 +70,16 @@ class CausalTask:
         assert encoded.labels is not None
         rows = np.asarray(indices, dtype=np.int64)
         lengths = encoded.lengths[rows]
-        options: dict[str, Any] = {
-            "pad_token_id": pad_token_id,
-            "pad_to_multiple_of": self._data.pad_to_multiple_of,
-            "max_length": encoded.max_length,
-        }
         if self._data.pack:
-            batch, starts = pack_batch(encoded, rows, **options)
+            batch, starts = pack_batch(
+                encoded,
+                rows,
+                pad_token_id=pad_token_id,
+                pad_to_multiple_of=self._data.pad_to_multiple_of,
+                max_length=encoded.max_length,
+            )
         else:
-            batch = pad_batch(encoded, rows, **options)
+            batch = pad_examples(encoded, rows, pad_token_id, self._data)
             starts = np.arange(len(rows)) * batch["input_ids"].shape[1]
         first = encoded.labels[rows]
         counts = lengths - first

@@ -22,6 +22,7 @@ from adakron.tasks.causal.prompts import Prompts
 from adakron.tasks.causal.sequences import join_pairs, join_prompts, marks_of
 from adakron.tasks.labels import missing_column, shown
 from adakron.tasks.sources import RawSplit, load_raw_splits
+from adakron.tasks.splits import check_all, most_examples
 
 logger = get_logger(__name__)
 
@@ -61,15 +62,7 @@ class PairTask(CausalTask):
         Raises DataError with what is wrong in each split.
         """
         if self._loaded is None:
-            checked, problems = {}, []
-            for name, raw in load_raw_splits(self._data, SPLITS).items():
-                try:
-                    checked[name] = self._checked(name, raw)
-                except DataError as error:
-                    problems.append(str(error))
-            if problems:
-                raise DataError("\n".join(problems))
-            self._loaded = checked
+            self._loaded = check_all(load_raw_splits(self._data, SPLITS), self._checked)
         return self._loaded
 
     def _checked(self, name: str, raw: RawSplit) -> datasets.Dataset:
@@ -87,8 +80,7 @@ class PairTask(CausalTask):
             raise DataError(f"{raw.source} has no texts to learn or to score; every row needs one ({', '.join(columns)})")
         rows: list[tuple[str, str | None, str | None]] = [(e.source, text, e.category) for e in with_targets for text in e.references]
         rows = rows or [(entry.source, None, None) for entry in entries]
-        limit = {"train": self._data.max_train_samples, "validation": self._data.max_eval_samples}.get(name, self._data.max_predict_samples)
-        sources, targets, categories = map(list, zip(*rows[:limit], strict=True))
+        sources, targets, categories = map(list, zip(*rows[: most_examples(self._data, name)], strict=True))
         made: dict[str, list[Any]] = {_SOURCE: sources}
         made |= {key: values for key, values in ((_TARGET, targets), (_CATEGORY, categories)) if values[0] is not None}
         return datasets.Dataset.from_dict(made)

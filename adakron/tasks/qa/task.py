@@ -13,7 +13,6 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from adakron.config import DataConfig, TrainingConfig
-from adakron.data.collation import pad_batch
 from adakron.data.encoding import TokenTable, usable_length
 from adakron.data.windows import encode_windows
 from adakron.errors import DataError
@@ -24,7 +23,8 @@ from adakron.tasks.qa.answers import Answer, find_answers
 from adakron.tasks.qa.labels import answer_positions
 from adakron.tasks.qa.reading import ANSWERS, CONTEXT, ID, QUESTION, STARTS, check_questions, read_nested
 from adakron.tasks.qa.spans import WindowScores, window_outputs
-from adakron.tasks.sources import load_raw_splits
+from adakron.tasks.sources import RawSplit, load_raw_splits
+from adakron.tasks.splits import check_all, find_split, first_rows, pad_examples
 
 QA_TASKS = ("squad_v1", "squad_v2", "qa")
 _SPLITS = ("train", "validation", "test")
@@ -67,29 +67,14 @@ class QuestionTask:
     def splits(self) -> Mapping[str, datasets.Dataset]:
         """The checked splits: columns of `adakron.tasks.qa.reading`. Raises DataError with what is wrong in each of them."""
         if self._loaded is None:
-            limits = {"train": self._data.max_train_samples, "validation": self._data.max_eval_samples}
-            checked, problems = {}, []
-            for name, raw in load_raw_splits(self._data, _SPLITS, readers={".json": read_nested}).items():
-                try:
-                    rows = check_questions(name, raw, unanswerable=self.unanswerable)
-                except DataError as error:
-                    problems.append(str(error))
-                    continue
-                limit = limits.get(name, self._data.max_predict_samples)
-                checked[name] = rows if limit is None else rows.select(range(min(limit, len(rows))))
-            if problems:
-                raise DataError("\n".join(problems))
-            self._loaded = checked
+            self._loaded = check_all(load_raw_splits(self._data, _SPLITS, readers={".json": read_nested}), self._checked)
         return self._loaded
 
+    def _checked(self, name: str, raw: RawSplit) -> datasets.Dataset:
+        return first_rows(check_questions(name, raw, unanswerable=self.unanswerable), self._data, name)
+
     def _split(self, name: str) -> datasets.Dataset:
-        splits = self.splits()
-        if name not in splits:
-            raise DataError(
-                f"task {self.name} has no {name} split, only {', '.join(splits) or 'none'}; name its file with --train_file,"
-                " --validation_file or --test_file, or add it to --data_dir"
-            )
-        return splits[name]
+        return find_split(self.name, self.splits(), name)
 
     def encode(self, split: str, tokenizer: PreTrainedTokenizerBase) -> EncodedSplit:
         """The windows: labels (windows, 2) int64, first and last token of the answer; None where unlabelled."""
@@ -113,13 +98,7 @@ class QuestionTask:
 
     def collate(self, encoded: EncodedSplit, indices: Sequence[int] | np.ndarray, pad_token_id: int) -> Batch:
         """The model's inputs (B, T); roles (B, T), see `adakron.data.windows`; positions (B, 2) where labelled."""
-        batch = pad_batch(
-            encoded,
-            indices,
-            pad_token_id=pad_token_id,
-            pad_to_multiple_of=self._data.pad_to_multiple_of,
-            max_length=encoded.max_length,
-        )
+        batch = pad_examples(encoded, indices, pad_token_id, self._data)
         if encoded.labels is not None:
             batch["positions"] = torch.from_numpy(encoded.labels[np.asarray(indices, dtype=np.int64)])
         return batch
