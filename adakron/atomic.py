@@ -2,12 +2,16 @@
 
 import errno
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 # What a file system answers that cannot sync a folder (some network ones); it then has its own order of writes.
 _NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}
+
+
+_PARTIAL = re.compile(r"\.(.+)\.[0-9]+\.partial")
 
 
 @contextmanager
@@ -28,6 +32,12 @@ def publish(file: str | Path) -> Iterator[Path]:
     finally:
         partial.unlink(missing_ok=True)
     sync_folder(file.parent)
+
+
+def published_name(entry: str) -> str | None:
+    """The name of the file that an entry is the partial file of, as `publish` calls it; None where it is none."""
+    match = _PARTIAL.fullmatch(entry)
+    return match[1] if match else None
 
 
 def rename_folder(source: Path, target: Path) -> None:

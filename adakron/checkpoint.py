@@ -6,7 +6,7 @@ adapter will be wanted at the end. training_state.json holds the rest, trainer_s
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from adakron import run_folder
 from adakron.atomic import publish
 from adakron.engine.state import KINDS, EngineState, LossScaleState
 from adakron.errors import CheckpointError
-from adakron.store import CheckpointStore
+from adakron.store import CheckpointStore, Examined
 from adakron.tensor_file import read_tensor_file, write_tensor_file
 from adakron.train_state import Due, RankState, Snapshot, Sums, TrainState, check_rank
 
@@ -76,6 +76,8 @@ def read_training_state(folder: Path) -> SavedTraining:
             )
         snapshot = _snapshot(content, train, read_tensor_file(folder / TENSORS_FILE))
         return SavedTraining(snapshot, content["run"])
+    except CheckpointError:
+        raise  # it says what is wrong, and is a RuntimeError
     except (OSError, KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
         raise CheckpointError(
             f"{folder} cannot be resumed from: its training state is damaged ({type(error).__name__}: {error}); resume from another"
@@ -92,10 +94,13 @@ class Resumable:
     rejected: Mapping[Path, str]
 
 
-def newest_resumable(folder: Path) -> Resumable:
-    """Look through a run's checkpoints, newest first: whole, with a training state, and every number of it finite."""
+def newest_resumable(folder: Path, examined: Iterable[Examined] | None = None) -> Resumable:
+    """Look through a run's checkpoints, newest first: whole, with a training state, and every number of it finite.
+
+    examined: what the store found already, newest first.
+    """
     rejected: dict[Path, str] = {}
-    for one in CheckpointStore(folder).examined():
+    for one in CheckpointStore(folder).examined() if examined is None else examined:
         path = one.checkpoint.path
         if one.problems:
             rejected[path] = "; ".join(one.problems)
@@ -168,11 +173,15 @@ class BackgroundWriter:
 
     def settle(self) -> None:
         """Wait for the write under way, if there is one; what it raised is left for `wait`."""
-        if self._pending is not None:
-            wait([self._pending])
+        pending = self._pending  # another thread may be in `wait`
+        if pending is not None:
+            wait([pending])
 
     def wait(self) -> None:
         """Wait for the write under way, if there is one, and raise what it raised."""
-        before, self._pending = self._pending, None
-        if before is not None:
-            before.result()
+        pending = self._pending
+        if pending is not None:
+            try:
+                pending.result()
+            finally:
+                self._pending = None  # only now: until it is written, `settle` must find it

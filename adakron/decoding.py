@@ -62,7 +62,7 @@ class BeamDecoder:
 
     tokenizer: its end-of-sequence token ends a text, as further ones of the settings do; its padding token fills batches up.
     device: where the model runs. in_step: every rank calls the decoder equally often, and each call must make as many forward passes
-    as the others' (ZeRO stage 3 on several ranks). use_cache: keep keys and values of earlier tokens.
+    as the others' (ZeRO stage 3 on several ranks). use_cache: keep keys and values of earlier tokens; without, for comparison.
 
     A mixture uses the average of its experts, computed once per model (`nn.Projection.average`). Raises ConfigError where the settings
     do not fit the model or the tokenizer.

@@ -85,25 +85,33 @@ class NonFiniteSteps:
             return None  # fp16's scale was too large for the gradient: DeepSpeed halved it
         text, again = self._investigate(batch)
         if self._policy == "raise":
-            raise NumericalError(f"{text}; or go on without such steps: --on_nonfinite skip")
+            raise self._error(text, f"{self._engine.advice}; or go on without such steps: --on_nonfinite skip")
         # The gradient computed again is in the engine, which skips it again and forgets it; or finds it finite, and right.
         try:
             applied = self._engine.step(again=True)
         except NumericalError as error:
-            raise NumericalError(f"{text}; {error}") from error
+            raise self._error(text, str(error)) from error
         if applied:
             _warn("%s; finite when computed again, and applied", text)
             return again
         self.skipped += 1
         self._in_a_row += 1
         if self._in_a_row > MOST_IN_A_ROW:
-            raise NumericalError(f"{text}; the {MOST_IN_A_ROW} steps before it were skipped, too: this is no single bad batch")
+            reason = f"the {MOST_IN_A_ROW} steps before it were skipped, too: this is no single bad batch; {self._engine.advice}"
+            raise self._error(text, reason)
         _warn("skipped: %s", text)
         return None
 
     def explain(self, batch: GlobalBatch, reason: str) -> NumericalError:
         """The error of a step that the engine gave up at, with all that is known."""
-        return NumericalError(f"{self._investigate(batch)[0]}; {reason}")
+        return self._error(self._investigate(batch)[0], reason)
+
+    def _error(self, text: str, reason: str) -> NumericalError:
+        said = [text]
+        if self._evidence is not None:
+            checkpoint = distributed.on_rank_0(self._last_good)
+            said.append(f"the last good checkpoint is {checkpoint}" if checkpoint else "the run has saved no checkpoint yet")
+        return NumericalError("; ".join([*said, reason]))
 
     @staticmethod
     def _any_rank(mine: bool) -> bool:
@@ -119,11 +127,8 @@ class NonFiniteSteps:
         more = [f"and on {len(findings) - 4} more ranks"] if findings[4:] else []
         seen = "; ".join([*map(str, findings[:4]), *more]) or "loss or gradient were not finite, but no micro-batch's are, computed again"
         said = [f"step {number}: {seen}"]
-        if self._evidence is not None:
-            checkpoint = distributed.on_rank_0(self._last_good)
-            said.append(f"the last good checkpoint is {checkpoint}" if checkpoint else "the run has saved no checkpoint yet")
-            said += [f"written down in {file} (launch/train.py --replay FILE)" for file in files if file][:4]
-        return "; ".join([*said, self._engine.advice]), losses
+        said += [f"written down in {file} (launch/train.py --replay FILE)" for file in files if file][:4]
+        return "; ".join(said), losses
 
     def _last_good(self) -> Path | None:
         assert self._evidence is not None

@@ -159,6 +159,8 @@ class PeerWatch:
                     ending = threading.Thread(target=self._finish, name="finish first", daemon=True)
                     ending.start()
                     ending.join(FINISH_SECONDS)
+                    if self._stopped.wait(BEAT_SECONDS):
+                        return  # what it waited for was this rank's own end, which comes with its own words
                 self._on_lost(self._heard)
                 return
 

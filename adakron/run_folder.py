@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from adakron.atomic import publish
+from adakron.atomic import publish, published_name
 from adakron.errors import CheckpointError, ConfigError
 from adakron.run_lock import LOCK_FILE, RunLock, check_unlocked
 from adakron.store import is_stores
@@ -42,7 +42,6 @@ _WRITTEN_NAMES = re.compile(
     r"|(train|validation|test)_(predictions|nbest_predictions|null_odds)\.json"
     r"|nonfinite-step\d+-rank\d+(-\d+)?\.safetensors"
 )
-_PARTIAL = re.compile(r"\.(.+)\.[0-9]+\.partial")
 _VERSIONED = (
     "adakron",
     "torch",
@@ -134,8 +133,8 @@ def _not_ready(folder: Path, error: OSError) -> ConfigError:
 def remove_partials(folder: Path) -> None:
     """Delete what killed runs left half written (see `atomic.publish`); the caller holds the run's lock."""
     for entry in folder.iterdir():
-        match = _PARTIAL.fullmatch(entry.name)
-        if match and (match[1] in _WRITTEN or _WRITTEN_NAMES.fullmatch(match[1])):
+        name = published_name(entry.name)
+        if name is not None and (name in _WRITTEN or _WRITTEN_NAMES.fullmatch(name)):
             entry.unlink()
 
 

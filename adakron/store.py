@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from adakron.atomic import publish, rename_folder, sync_tree
+from adakron.atomic import publish, published_name, rename_folder, sync_tree
 from adakron.errors import AdaKronError, CheckpointError, ConfigError
 from adakron.manifest import verify, write_manifest
 from adakron.untrusted import read_text
@@ -24,7 +24,6 @@ LATEST_FILE = "latest"
 
 _NUMBER = "(0|[1-9][0-9]*)"
 _VISIBLE = re.compile(rf"{CHECKPOINT_PREFIX}{_NUMBER}")
-_PARTIAL = re.compile(rf"\.{LATEST_FILE}\.[0-9]+\.partial")  # of `atomic.publish`
 _HIDDEN = re.compile(rf"\.{CHECKPOINT_PREFIX}{_NUMBER}\.(staging|replaced|deleted)")
 # tokenizers and safetensors write in Rust, and raise classes of their own with the system's number in the message.
 _RUST_ERROR = re.compile(r"\(os error ([0-9]+)\)")
@@ -193,14 +192,15 @@ class CheckpointStore:
                 rename_folder(Path(entry.path), self._place(int(match[1])))
             elif match and entry.is_dir(follow_symlinks=False):
                 shutil.rmtree(entry.path)
-            elif match or _PARTIAL.fullmatch(entry.name):
+            elif match or published_name(entry.name) == LATEST_FILE:
                 os.unlink(entry.path)
 
 
 def is_stores(entry: Path) -> bool:
     """Whether an entry of a run's folder is what a store makes there."""
-    names = (_VISIBLE, _HIDDEN) if entry.is_dir() else (re.compile(LATEST_FILE), _PARTIAL)
-    return any(name.fullmatch(entry.name) for name in names)
+    if entry.is_dir():
+        return any(name.fullmatch(entry.name) for name in (_VISIBLE, _HIDDEN))
+    return LATEST_FILE in (entry.name, published_name(entry.name))
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:

@@ -193,7 +193,7 @@ def parse_yaml(text: str) -> Any:
 def time_limit(seconds: float, what: str) -> Iterator[None]:
     """End a block that computes longer with an UnreadableError; what: the doing, for the message. Waiting (a slow disk) does not count.
 
-    seconds: of this process's time on the CPU, all threads together. For code that looks for signals (Python's own, its regular
+    seconds: of this process's own time on the CPU, all threads together. For code that looks for signals (Python's own, its regular
     expressions). Without effect outside the main thread.
     """
     if threading.current_thread() is not threading.main_thread():

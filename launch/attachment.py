@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from adakron import adapter_folder, adapter_io, causal, distributed, models
+from adakron import adapter_folder, adapter_io, causal, distributed, models, randomness
 from adakron.backbone import Backbone
 from adakron.config import AdapterConfig, RunConfig
 from adakron.distributed import World
@@ -19,6 +19,7 @@ from adakron.engine.partitioning import partitioned_loading
 from adakron.errors import ConfigError
 from adakron.fingerprint import BackboneFingerprint, take_fingerprint
 from adakron.methods import METHODS
+from adakron.nn import DropoutMasks
 from adakron.nn.routing import Router
 from adakron.trainable import AdaptedModelInfo
 
@@ -128,6 +129,13 @@ def _partitioned(settings: DeepSpeedSettings, world: World, device: torch.device
     distributed.form_group(world, device, timeout)
     with partitioned_loading(settings, device):
         yield
+
+
+def mask_dropout(model: nn.Module, config: RunConfig) -> DropoutMasks | None:
+    """Dropout from masks of examples, where the settings have it so. Packed rows are no examples, and have no dropout to mask."""
+    if config.training.dropout_masks != "per_example" or config.data.pack:
+        return None
+    return randomness.mask_dropout(model, config.training.seed)
 
 
 def attach(base: Backbone, config: AdapterConfig, seed: int, dtype: torch.dtype) -> Attachment:

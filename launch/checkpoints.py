@@ -37,7 +37,7 @@ from adakron.run_lock import RunLock
 from adakron.store import Checkpoint, CheckpointStore
 from adakron.untrusted import read_text
 from launch.messages import did_you_mean
-from launch.program import execute
+from launch.program import execute, refuse_launcher
 
 logger = get_logger(__name__)
 
@@ -81,8 +81,7 @@ class _Line:
 
 def main(arguments: Sequence[str], world: World) -> int:
     """Run one of the three commands; its exit code."""
-    if world.world_size > 1:
-        raise ConfigError(f"this program runs in one process, and a launcher started {world.world_size}; start it with python")
+    refuse_launcher(world)
     options = _parse(arguments)
     folder = Path(options.run_folder)
     if not folder.is_dir():
@@ -133,7 +132,7 @@ def _examine(folder: Path, store: CheckpointStore) -> list[_Line]:
     examined = list(store.examined())[::-1]
     latest = store.latest
     good = [one.checkpoint for one in examined if not one.problems]
-    resumable = newest_resumable(folder)
+    resumable = newest_resumable(folder, examined[::-1])
     try:
         best = _best_step(folder, good[-1] if good else None)
     except CheckpointError as error:
@@ -160,8 +159,9 @@ def _examine(folder: Path, store: CheckpointStore) -> list[_Line]:
 def _prune(folder: Path, store: CheckpointStore, keep: int, dry_run: bool) -> None:
     # In a folder without checkpoints there is nothing to lock.
     with contextlib.nullcontext() if dry_run or not store.checkpoints() else RunLock(folder, elsewhere=None):
-        best = _best_step(folder, store.newest_good().checkpoint)
-        saved = newest_resumable(folder).saved
+        examined = list(store.examined())
+        best = _best_step(folder, next((one.checkpoint for one in examined if not one.problems), None))
+        saved = newest_resumable(folder, examined).saved
         resumes = saved.snapshot.step if saved else None
         gone = store.prunable(keep, best, resumes) if dry_run else store.prune(keep, best, resumes)
     verb = "would delete" if dry_run else "deleted"

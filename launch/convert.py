@@ -31,14 +31,13 @@ from adakron.tasks import create_task
 from adakron.tasks.glue import GLUE_TASKS
 from adakron.trainable import AdaptedModelInfo
 from launch.arguments import Parser
-from launch.program import execute
+from launch.program import execute, refuse_launcher
 from launch.saved_run import read_record
 
 
 def main(arguments: Sequence[str], world: World) -> None:
     """Run one of the four commands."""
-    if world.world_size > 1:
-        raise ConfigError(f"this program runs in one process, and a launcher started {world.world_size}; start it with python")
+    refuse_launcher(world)
     command = arguments[0] if arguments else ""
     if command in ("-h", "--help"):
         print((__doc__ or "").strip() + "\n\nEach command has its own --help.")

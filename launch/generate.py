@@ -39,7 +39,7 @@ from adakron.untrusted import UnreadableError, read_text
 from launch import generated_files
 from launch.arguments import Parser
 from launch.program import execute
-from launch.saved_run import SavedRun, open_run, read_settings, saved_run_parser, splits_named
+from launch.saved_run import SavedRun, open_run, saved_run_parser, splits_named, task_of
 
 logger = get_logger(__name__)
 
@@ -53,10 +53,10 @@ def main(arguments: Sequence[str], world: World) -> None:
     settings = GenerationConfig(**{name: getattr(options, name) for name in GenerationConfig.__dataclass_fields__})
     _check(options)
     options.per_device_eval_batch_size = options.per_device_eval_batch_size or BATCH_SIZE
-    sources = options.text or (_read_sources(options.source_file) if options.source_file else None)
-    config, _ = read_settings(options, Path(options.run_folder), needs_data=sources is None)
-    if config.data.task_name not in PAIR_TASKS:
-        raise ConfigError(f"{options.run_folder} is a run of task {config.data.task_name}, which generates no texts; {_WHO_DOES}")
+    sources = _sources(options)
+    name = task_of(Path(options.run_folder))
+    if name not in PAIR_TASKS:
+        raise ConfigError(f"{options.run_folder} is a run of task {name}, which generates no texts; {_WHO_DOES}")
     output = None if options.text else Path(options.output_file or Path(options.run_folder) / f"generated_{options.split}.jsonl")
     if output is not None:
         generated_files.check_output(output)
@@ -123,16 +123,24 @@ def _check(options: argparse.Namespace) -> None:
     options.split = options.split or "test"
 
 
-def _read_sources(file: str) -> list[str]:
-    try:
-        # Only line ends part lines: `splitlines` would part them at form feeds and the separators of Unicode, too.
-        lines = [line.strip() for line in read_text(file).removesuffix("\n").split("\n")]
-    except (OSError, UnreadableError) as error:
-        raise ConfigError(f"--source_file {file}: cannot be read ({error}); name a text file with a source per line") from error
-    empty = [number for number, line in enumerate(lines, 1) if not line]
-    if empty:
-        raise ConfigError(f"--source_file {file}: line {empty[0]} holds no source; every line needs one")
-    return lines
+def _sources(options: argparse.Namespace) -> list[str] | None:
+    """The sources that the flags give, without white space around them; None: those of a split."""
+    if options.text:
+        given, place = options.text, "--text number"
+    elif options.source_file:
+        try:
+            # Only line ends part lines: `splitlines` would part them at form feeds and the separators of Unicode, too.
+            given, place = read_text(options.source_file).removesuffix("\n").split("\n"), f"--source_file {options.source_file}: line"
+        except (OSError, UnreadableError) as error:
+            raise ConfigError(
+                f"--source_file {options.source_file}: cannot be read ({error}); name a text file with a source per line"
+            ) from error
+    else:
+        return None
+    sources = [text.strip() for text in given]
+    if not all(sources):
+        raise ConfigError(f"{place} {sources.index('') + 1} holds no source; give one, or leave it out")
+    return sources
 
 
 def _prompts_of_split(run: SavedRun, split: str) -> Prompts:

@@ -54,8 +54,8 @@ def description(run: SavedRun, settings: GenerationConfig, prompts: Prompts, end
     }
 
 
-def publish_rows(store: RowStore, prompts: Prompts, output: Path) -> int:
-    """Put all rows in the prompts' order into the output files, and delete the store; the number of generated tokens.
+def publish_rows(store: RowStore, prompts: Prompts, output: Path) -> None:
+    """Put all rows in the prompts' order into the output files, and delete the store.
 
     The JSON-lines file comes last. A killed call is repeated by the next generation with these settings, which finds nothing to do.
     """
@@ -73,7 +73,6 @@ def publish_rows(store: RowStore, prompts: Prompts, output: Path) -> int:
         _write(references, "\n\n".join(groups).split("\n"))
     _write(jsonl, [json.dumps(_output_row(rows[index], prompts), ensure_ascii=False) for index in range(len(prompts))])
     store.remove()
-    return sum(len(row["tokens"]) for row in rows.values())
 
 
 def _output_row(row: Row, prompts: Prompts) -> dict[str, Any]:

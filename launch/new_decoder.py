@@ -29,7 +29,7 @@ from adakron.tasks import create_task
 from adakron.tasks.causal import PAIR_TASKS, CausalTask
 from adakron.tokenizer import load_tokenizer
 from launch.arguments import Parser
-from launch.program import execute
+from launch.program import execute, refuse_launcher
 
 
 def main(arguments: Sequence[str], world: World) -> None:
@@ -50,8 +50,7 @@ def main(arguments: Sequence[str], world: World) -> None:
     parser.add_argument("--dropout", type=float, default=0.0, help="Probability of every dropout.")
     parser.add_argument("--seed", type=int, default=0, help="Of the weights.")
     options = parser.parse(arguments)
-    if world.world_size > 1:
-        raise ConfigError(f"this program runs in one process, and a launcher started {world.world_size}; start it with python")
+    refuse_launcher(world)
     sizes = {name: getattr(options, name) for name in ("n_layer", "n_embd", "n_head", "n_positions")}
     problems = [f"{name} is {value}; it must be at least 1 (set --{name})" for name, value in sizes.items() if value < 1]
     if not problems and options.n_embd % options.n_head:

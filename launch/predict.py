@@ -17,12 +17,12 @@ from adakron import distributed, run_folder
 from adakron.config import DATA_FILES
 from adakron.distributed import World
 from adakron.errors import ConfigError
-from adakron.tasks.causal import CausalTask, cannot_predict
+from adakron.tasks.causal import CAUSAL_TASKS, cannot_predict
 from adakron.tasks.classification import TextClassificationTask
-from adakron.tasks.qa import QuestionTask
+from adakron.tasks.qa import QA_TASKS, QuestionTask
 from launch.mixed_predictions import add_adapter_flags, is_mixed, predict_mixed
 from launch.program import execute
-from launch.saved_run import SavedRun, open_run, saved_run_parser, splits_named
+from launch.saved_run import SavedRun, open_run, saved_run_parser, splits_named, task_of
 
 
 def main(arguments: Sequence[str], world: World) -> None:
@@ -52,9 +52,12 @@ def main(arguments: Sequence[str], world: World) -> None:
             raise ConfigError("--adapter goes with tasks on texts; predict --question with one run")
         predict_mixed(options, world)
         return
+    name = task_of(Path(options.run_folder))
+    if name in CAUSAL_TASKS:
+        raise ConfigError(f"{options.run_folder}: {cannot_predict(name)}")
+    if options.question and name not in QA_TASKS:
+        raise ConfigError(f"--question: task {name} answers no questions; give --text, or name a file with --test_file")
     run = open_run(options, world, needs_data=single is None)
-    if isinstance(run.task, CausalTask):
-        raise ConfigError(f"{options.run_folder}: {cannot_predict(run.task.name)}")
     if options.text:
         _predict_texts(run, options, world)
     elif options.question:
@@ -76,8 +79,7 @@ def _predict_texts(run: SavedRun, options: argparse.Namespace, world: World) -> 
 
 
 def _answer_questions(run: SavedRun, options: argparse.Namespace, world: World) -> None:
-    if not isinstance(run.task, QuestionTask):
-        raise ConfigError(f"--question: task {run.task.name} answers no questions; give --text, or name a file with --test_file")
+    assert isinstance(run.task, QuestionTask)
     encoded, questions = run.task.encode_questions(options.question, options.context, run.tokenizer)
     distributed.form_group(world, run.device)
     outputs = run.evaluator.outputs(run.model, encoded)

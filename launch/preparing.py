@@ -29,7 +29,7 @@ from adakron.tasks.base import EncodedSplit, Task
 from adakron.trainable import ParameterReport
 from adakron.weights import DTYPES
 from launch import resuming
-from launch.attachment import Attachment, attach, check_method, partitioning
+from launch.attachment import Attachment, attach, check_method, mask_dropout, partitioning
 from launch.checks import asks_for_stage, check_consistency, check_packing, resolve_deepspeed, splits_to_use
 from launch.recording import DEFAULT_PARENT, as_recorded
 from launch.resuming import Resumption
@@ -106,9 +106,7 @@ def prepare(config: RunConfig, world: World) -> Prepared:
     trainable.assert_trainable(attached.model, attached.info)
     check_consistency(config, attached.model)
     check_packing(config, attached.model)
-    # Packed rows are no examples; `check_packing` has made sure that there is nothing to mask.
-    masked = config.training.dropout_masks == "per_example" and not config.data.pack
-    masks = randomness.mask_dropout(attached.model, config.training.seed) if masked else None
+    masks = mask_dropout(attached.model, config)
     if config.training.gradient_checkpointing:
         models.checkpoint_activations(attached.model, attached.router, masks)
     encoded = {name: _encoded(task, name, base.tokenizer, config.data.max_seq_length) for name in splits}

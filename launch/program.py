@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from adakron import distributed
 from adakron.distributed import World
-from adakron.errors import AdaKronError
+from adakron.errors import AdaKronError, ConfigError
 from adakron.log import setup_logging
 from adakron.redaction import redact
 from adakron.signals import EXIT_INTERRUPTED, EXIT_STOPPED
@@ -91,6 +91,12 @@ def run_program(main: Callable[[Sequence[str], World], int | None]) -> int:
         return EXIT_INTERRUPTED
     finally:
         distributed.leave_group()
+
+
+def refuse_launcher(world: World) -> None:
+    """ConfigError where a launcher started several processes of a program that runs in one."""
+    if world.world_size > 1:
+        raise ConfigError(f"this program runs in one process, and a launcher started {world.world_size}; start it with python")
 
 
 def _let_the_speaker_speak() -> None:

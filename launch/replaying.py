@@ -19,7 +19,7 @@ from adakron.replay import replay
 from adakron.tasks import create_task
 from adakron.weights import DTYPES
 from launch.arguments import Parser, add_launcher_flags, train_parser
-from launch.attachment import Attachment, attach
+from launch.attachment import Attachment, attach, mask_dropout
 from launch.saved_run import check_trust
 
 
@@ -80,7 +80,7 @@ def run_replay(arguments: Sequence[str], world: World) -> None:
     models.cast_parameters(attached.model, precision)
     _fill(attached, dump, options.replay)
     model = attached.model.to(device).train()
-    masks = randomness.mask_dropout(model, config.training.seed) if config.training.dropout_masks == "per_example" else None
+    masks = mask_dropout(model, config)
     losses = MicroBatchLoss(model, task, config.training.consistency_weight, randomness.announcer(attached.router, masks))
     found = replay(model, losses, dump, device)
     examples = "; ".join(f"micro-batch {place.micro_step}: {', '.join(map(str, place.examples))}" for place in dump.places)

@@ -114,12 +114,20 @@ def _says_nothing(folder: Path) -> bool:
 
 
 def _check_newest(source: _Source, folder: Path) -> None:
-    newest = newest_resumable(folder).checkpoint
-    if newest is not None and source.checkpoint is not None and newest.resolve() != source.checkpoint.resolve():
+    newest = _newer_than(source.saved.snapshot.step if source.saved else 0, folder)
+    if newest is not None:
         raise ConfigError(
-            f"resume_from_checkpoint {source.checkpoint}: the run has a newer checkpoint, {newest.name}, which going on from an older one"
-            " would replace; name another folder to go on in (--output_dir), or the run folder to go on from the newest"
+            f"resume_from_checkpoint {source.checkpoint}: the run has a newer checkpoint, checkpoint-{newest}, which going on from an older"
+            " one would replace; name another folder to go on in (--output_dir), or the run folder to go on from the newest"
         )
+
+
+def _newer_than(step: int, folder: Path) -> int | None:
+    """The step of the newest checkpoint that can be resumed from, where it is a later one."""
+    if not any(one.step > step for one in CheckpointStore(folder).checkpoints()):
+        return None  # without reading what is there
+    saved = newest_resumable(folder).saved
+    return saved.snapshot.step if saved is not None and saved.snapshot.step > step else None
 
 
 def _is_checkpoint(path: Path) -> bool:
@@ -247,13 +255,11 @@ def check_unchanged(resumption: Resumption, folder: Path) -> None:
     """Raise CheckpointError where another run wrote into the folder after `find` had read it. Rank 0, holding the folder's lock."""
     if not resumption.in_place and resumption.checkpoint is not None:
         return  # it goes on elsewhere
-    # Only where there is a later one are all read again: it may be one that `find` passed over.
-    later = any(one.step > resumption.step for one in CheckpointStore(folder).checkpoints())
-    newest = newest_resumable(folder).saved if later else None
-    if newest is not None and newest.snapshot.step > resumption.step:
+    newest = _newer_than(resumption.step, folder)
+    if newest is not None:
         raise CheckpointError(
-            f"{folder} went on to step {newest.snapshot.step} after this run had read step {resumption.step}: another run wrote there;"
+            f"{folder} went on to step {newest} after this run had read step {resumption.step}: another run wrote there;"
             " start again to go on from there"
         )
-    if resumption.in_place and not resumption.finished and (folder / run_folder.ALL_RESULTS_FILE).is_file():
+    if not resumption.finished and (folder / run_folder.ALL_RESULTS_FILE).is_file():
         raise CheckpointError(f"{folder} was finished by another run after this one had looked; nothing is left to do there")

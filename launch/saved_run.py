@@ -88,10 +88,20 @@ def read_record(home: Path) -> tuple[dict[str, Any], RunConfig, torch.dtype]:
         ) from error
 
 
+def task_of(folder: Path) -> str:
+    """The name of a saved run's task, before anything is loaded. folder: the run's, or one of its checkpoints; else CheckpointError."""
+    return read_record(_home_of(folder))[1].data.task_name
+
+
+def _home_of(folder: Path) -> Path:
+    """The run's folder, of a checkpoint or of itself."""
+    homes = (home for home in (folder, folder.parent) if (home / run_folder.RUN_FILE).is_file())
+    return next(homes, folder)
+
+
 def read_settings(options: argparse.Namespace, folder: Path, needs_data: bool = True) -> tuple[RunConfig, torch.dtype]:
     """A run's configuration with the flags given now, and its precision. needs_data: whether any split will be read."""
-    home = folder if (folder / run_folder.RUN_FILE).is_file() else folder.parent
-    home = home if (home / run_folder.RUN_FILE).is_file() else folder
+    home = _home_of(folder)
     _, saved, precision = read_record(home)
     given = {name: getattr(options, name) for name in DataConfig.__dataclass_fields__ if hasattr(options, name)}
     if not needs_data or any(name in given for name in DATA_FILES):

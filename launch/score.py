@@ -13,32 +13,24 @@ if Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().parent:
     del sys.path[0]  # a script's folder comes first on the path: evaluate.py there would hide the package evaluate
 
 
-import argparse
 import json
 from collections.abc import Sequence
-from typing import NoReturn
 
 from adakron.distributed import World
-from adakron.errors import ConfigError, DataError
+from adakron.errors import DataError
 from adakron.scores import score_texts
 from adakron.scores.profiles import PROFILES
 from adakron.untrusted import UnreadableError, parse_json, read_text
-from launch.program import execute
+from launch.arguments import Parser
+from launch.program import execute, refuse_launcher
 
 References = list[list[str]]
 
 
-class _Parser(argparse.ArgumentParser):
-    # Not launch.arguments.Parser: that takes its flags from configuration classes, and has no positional arguments.
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; --help lists every flag")
-
-
 def main(arguments: Sequence[str], world: World) -> None:
     """Print the scores, one per line with a column for each category, or as JSON."""
-    if world.world_size > 1:
-        raise ConfigError(f"this program runs in one process, and a launcher started {world.world_size}; start it with python")
-    options = _parser().parse_args(list(arguments))
+    refuse_launcher(world)
+    options = _parser().parse(arguments)
     hypotheses = _lines(options.hypotheses)
     if not hypotheses:
         raise DataError(f"{options.hypotheses} is empty; it must hold one hypothesis per line")
@@ -55,8 +47,8 @@ def main(arguments: Sequence[str], world: World) -> None:
         print(_table(scores, list(dict.fromkeys(categories or ()))))
 
 
-def _parser() -> _Parser:
-    parser = _Parser(prog="score.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+def _parser() -> Parser:
+    parser = Parser((), __doc__ or "")
     parser.add_argument("hypotheses", metavar="HYPOTHESES", help="File of generated texts.")
     parser.add_argument("references", metavar="REFERENCES", help="File of references.")
     parser.add_argument("--profile", default="plain", choices=list(PROFILES), help="Tokenisation and forms of scores. Default: plain.")
@@ -126,7 +118,7 @@ def _lines(path: str) -> list[str]:
 
 
 def _table(scores: dict[str, float], categories: Sequence[str]) -> str:
-    names = [name for name in scores if not any(name.endswith(f"_{category}") for category in categories)]
+    names = list(scores)[: len(scores) // (1 + len(categories))]  # those of all texts come first
     rows = [["", "all", *categories]] if categories else []
     for name in names:
         values = [scores[name], *(scores[f"{name}_{category}"] for category in categories)]

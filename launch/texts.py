@@ -23,7 +23,7 @@ from adakron.distributed import World
 from adakron.errors import ConfigError
 from adakron.tasks.causal import PAIR_TASKS
 from launch.arguments import Parser
-from launch.program import execute
+from launch.program import execute, refuse_launcher
 
 
 def main(arguments: Sequence[str], world: World) -> None:
@@ -33,8 +33,7 @@ def main(arguments: Sequence[str], world: World) -> None:
     parser.add_argument("--output_dir", required=True, help="Folder for <task>.txt, which must not exist there.")
     parser.add_argument("--seed", type=int, default=0, help="Of the order of the texts.")
     options = parser.parse(arguments)
-    if world.world_size > 1:
-        raise ConfigError(f"this program runs in one process, and a launcher started {world.world_size}; start it with python")
+    refuse_launcher(world)
     folder = Path(options.output_dir)
     run_folder.check_writable(folder)
     texts = {}

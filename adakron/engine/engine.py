@@ -20,15 +20,15 @@ from torch.optim.lr_scheduler import LambdaLR
 from adakron import distributed, weights
 from adakron.config import TrainingConfig
 from adakron.engine.ds_config import DeepSpeedSettings
-from adakron.engine.partitioning import cast_partitioned
+from adakron.engine.partitioning import ready_for_stage_3
 from adakron.engine.state import (
     KINDS,
     EngineState,
     LossScaleState,
     check_fits,
-    flat_tensors,
     fragments,
     gather,
+    ready_to_load,
     refresh_parameters,
     scatter,
 )
@@ -85,9 +85,7 @@ class TrainingEngine:
         self._world_size = distributed.world_size()
         ready_deepspeed(device)
         if settings.stage == 3:
-            cast_partitioned(model, weights.DTYPES[settings.precision])
-            for buffer in model.buffers():  # DeepSpeed moves those of whole models only
-                buffer.data = buffer.data.to(device)
+            ready_for_stage_3(model, weights.DTYPES[settings.precision], device)
         kind_of_optimizer = _ClippingAdamW if settings.stage == 0 else AdamW
         optimizer = kind_of_optimizer(
             [dict(group) for group in groups],
@@ -243,7 +241,7 @@ class TrainingEngine:
         """
         check_fits(state, self._shapes())
         zero, stage = self._engine.optimizer, self.settings.stage
-        flats = flat_tensors(zero, stage, self._optimizer)
+        flats = ready_to_load(zero, stage, self._optimizer)
         scatter(state, fragments(zero, stage, self._named), flats, self._optimizer)
         refresh_parameters(zero, stage)
         if self.precision == "fp16" and state.loss_scale is not None and zero.loss_scaler.dynamic:

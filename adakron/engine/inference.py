@@ -9,7 +9,7 @@ from torch import nn
 from adakron import weights
 from adakron.engine import ds_config
 from adakron.engine.ds_config import DeepSpeedSettings
-from adakron.engine.partitioning import cast_partitioned
+from adakron.engine.partitioning import ready_for_stage_3
 from adakron.engine.upstream import quiet_initialisation, ready_deepspeed
 from adakron.errors import ConfigError
 
@@ -37,9 +37,7 @@ def partition_for_inference(model: nn.Module, settings: DeepSpeedSettings, devic
     model: frozen, loaded whole or partitioned. settings: of stage 3. Needs the process group.
     """
     ready_deepspeed(device)
-    cast_partitioned(model, weights.DTYPES[settings.precision])
-    for buffer in model.buffers():  # DeepSpeed moves those of whole models only
-        buffer.data = buffer.data.to(device)
+    ready_for_stage_3(model, weights.DTYPES[settings.precision], device)
     with quiet_initialisation():
         engine, *_ = deepspeed.initialize(model=model, config=settings.config)
     module: nn.Module = engine.module.eval()

@@ -71,6 +71,13 @@ def _misshapen_left_out() -> Iterator[None]:
 
 
 @torch.no_grad()
+def ready_for_stage_3(model: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
+    """What `deepspeed.initialize` leaves out where a model was loaded partitioned: precision, and buffers on the device."""
+    cast_partitioned(model, dtype)
+    for buffer in model.buffers():  # DeepSpeed moves those of whole models only
+        buffer.data = buffer.data.to(device)
+
+
 def cast_partitioned(model: nn.Module, dtype: torch.dtype) -> None:
     """Give a model that was loaded partitioned the run's precision; a whole one is left alone.
 

@@ -146,8 +146,8 @@ def scatter(state: EngineState, owned: Sequence[Fragment], flats: Sequence[Tenso
             fragment.of(target).copy_(source)
 
 
-def flat_tensors(zero: Any, stage: int, optimizer: AdamW) -> list[Tensor]:
-    """All tensors that the optimizer updates, before a state is loaded into them. zero: DeepSpeed's optimizer."""
+def ready_to_load(zero: Any, stage: int, optimizer: AdamW) -> list[Tensor]:
+    """All tensors that the optimizer updates, ready for a state to be loaded into them. zero: DeepSpeed's optimizer."""
     if stage == 3:
         # Small parameters lie whole on every rank: they are taken apart, so that what is gathered later is what was loaded.
         zero._partition_all_parameters()

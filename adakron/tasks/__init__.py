@@ -7,18 +7,18 @@ from typing import Any
 from adakron.config import DataConfig, TrainingConfig
 from adakron.errors import ConfigError
 from adakron.tasks.base import Task
-from adakron.tasks.causal import PAIR_TASKS, PlainTextTask
+from adakron.tasks.causal import CAUSAL_TASKS, PAIR_TASKS, PlainTextTask
 from adakron.tasks.glue import GLUE_TASKS, GlueTask, TextTask
 from adakron.tasks.ner import NerTask
 from adakron.tasks.qa import QA_TASKS, QuestionTask
 from adakron.tasks.quickstart import QuickstartTask
 
-TASK_NAMES = ("quickstart", *GLUE_TASKS, "text", *PAIR_TASKS, "lm", "ner", *QA_TASKS)
+TASK_NAMES = ("quickstart", *GLUE_TASKS, "text", *CAUSAL_TASKS, "ner", *QA_TASKS)
 
 _USED_BY: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("text_column", "text_pair_column", "label_column", "problem"), ("text",)),
     **dict.fromkeys(("source_column", "target_column"), ("pairs",)),
-    "pack": (*PAIR_TASKS, "lm"),
+    "pack": CAUSAL_TASKS,
     "stride": ("lm",),
     **dict.fromkeys(("doc_stride", "n_best_size", "max_answer_length"), QA_TASKS),
     "version_2_with_negative": ("qa",),

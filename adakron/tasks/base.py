@@ -62,7 +62,7 @@ class EncodedSplit:
 
 
 class Task(Protocol):
-    """One problem: its data, its loss, its score. `tasks/glue.py` is the worked example."""
+    """One problem: its data, its loss, its score. `tasks/ner.py` is the worked example."""
 
     name: str
 

@@ -8,7 +8,17 @@ import datasets
 from adakron.config import DATA_FILES, DataConfig, TrainingConfig
 from adakron.errors import DataError
 from adakron.tasks.classification import SPLITS, TextClassificationTask, TextSpec
-from adakron.tasks.labels import LabelRule, as_number, class_name, class_names, is_missing, looks_like_regression, missing_column, shown
+from adakron.tasks.labels import (
+    LabelRule,
+    as_number,
+    class_name,
+    class_names,
+    is_missing,
+    looks_like_regression,
+    missing_column,
+    other_text_column,
+    shown,
+)
 from adakron.tasks.sources import RawSplit, load_raw_splits
 
 _ONE_OR_TWO_WAY = ("train", "validation", "test")
@@ -115,7 +125,7 @@ class TextTask(TextClassificationTask):
             )
         train = raw["train"]
         if self._label_column not in train.dataset.column_names:
-            raise DataError(missing_column(train, self._label_column, "label"))
+            raise DataError(missing_column(train, self._label_column, other_text_column("label")))
         values = train.dataset[self._label_column][:]
         if problem is None and looks_like_regression(values):
             return LabelRule(problem="regression", column=self._label_column)

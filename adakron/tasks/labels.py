@@ -160,7 +160,7 @@ def check_split(split: str, raw: RawSplit, text_columns: Sequence[str], rule: La
         if labels is not None:
             columns[label_name(text_columns)] = labels
     elif not split.startswith("test"):
-        problems.append(missing_column(raw, rule.column, "label"))
+        problems.append(missing_column(raw, rule.column, other_text_column("label")))
     if not problems and not len(raw.dataset):
         problems.append(f"{raw.source} holds no rows; it must hold at least one example")
     if problems:
@@ -168,17 +168,20 @@ def check_split(split: str, raw: RawSplit, text_columns: Sequence[str], rule: La
     return datasets.Dataset(pa.table(columns)), []
 
 
-def missing_column(raw: RawSplit, column: str, what: str) -> str:
-    """The message for a column that a split lacks; what: "text", "text_pair" or "label"."""
-    return (
-        f"{raw.source} has no column {column!r}; it has {', '.join(raw.dataset.column_names)} "
-        f"(rename the column, or use --task_name text with --{what}_column)"
-    )
+def missing_column(raw: RawSplit, column: str, remedy: str = "") -> str:
+    """The message for a column that a split lacks; remedy: what to do besides renaming one, as in "or set --flag"."""
+    there = ", ".join(raw.dataset.column_names)
+    return f"{raw.source} has no column {column!r}; it has {there} (rename the column{', ' if remedy else ''}{remedy})"
+
+
+def other_text_column(what: str) -> str:
+    """The remedy of the tasks on texts; what: "text", "text_pair" or "label"."""
+    return f"or use --task_name text with --{what}_column"
 
 
 def _texts(raw: RawSplit, column: str) -> tuple[pa.ChunkedArray | None, str | None]:
     if column not in raw.dataset.column_names:
-        return None, missing_column(raw, column, "text")
+        return None, missing_column(raw, column, other_text_column("text"))
     texts = raw.dataset.select_columns([column]).with_format("arrow")[:].column(column)
     # A column of mixed JSON values is kept as strings of JSON.
     mixed = isinstance(raw.dataset.features[column], datasets.Json)

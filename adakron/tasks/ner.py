@@ -24,11 +24,9 @@ from adakron.tasks.base import Batch, EncodedSplit, Forward
 from adakron.tasks.labels import missing_column, shown
 from adakron.tasks.sources import RawSplit, load_raw_splits
 from adakron.tasks.splits import check_all, find_split, first_rows, pad_examples
-from adakron.tasks.text_files import check_file
 
 SPLITS = ("train", "validation", "test")
 OUTSIDE = "O"
-_FLAGS = {"train": "train_file", "validation": "validation_file", "test": "test_file"}
 _NO_TARGET = -1  # of padding, special tokens and the tokens of a word behind its first
 
 
@@ -57,31 +55,16 @@ class NerTask:
     def splits(self) -> Mapping[str, datasets.Dataset]:
         """Columns tokens and, where the file has them, tags. Raises DataError with everything that is wrong in any split."""
         if self._loaded is None:
-            self._loaded = check_all(self._raw(), self._checked)
+            self._loaded = check_all(load_raw_splits(self._data, SPLITS, readers={".conll": read_conll}), self._checked)
         return self._loaded
-
-    def _raw(self) -> dict[str, RawSplit]:
-        named = {split: getattr(self._data, flag) for split, flag in _FLAGS.items()}
-        if self._data.data_dir is not None:
-            folder = Path(self._data.data_dir).expanduser()
-            named = {
-                split: value or (str(file) if (file := folder / f"{split}.conll").is_file() else None) for split, value in named.items()
-            }
-        columns = {split: Path(value).expanduser() for split, value in named.items() if value and value.endswith(".conll")}
-        if not columns:
-            return load_raw_splits(self._data, SPLITS)
-        others = [value for value in named.values() if value and not value.endswith(".conll")]
-        if others:
-            raise DataError(f"{others[0]} and {next(iter(columns.values()))} are of two kinds; give all splits as .conll, or none")
-        return {split: RawSplit(read_conll(path), f"{split} split ({path})") for split, path in columns.items()}
 
     def _checked(self, name: str, raw: RawSplit) -> datasets.Dataset:
         rows = raw.dataset
         if "tokens" not in rows.column_names:
-            raise DataError(missing_column(raw, "tokens", "words"))
+            raise DataError(missing_column(raw, "tokens"))
         tagged = "tags" in rows.column_names
         if not tagged and name != "test":
-            raise DataError(missing_column(raw, "tags", "tags of the words"))
+            raise DataError(missing_column(raw, "tags"))
         rows = first_rows(rows, self._data, name)
         rows = rows.select_columns(["tokens", "tags"] if tagged else ["tokens"])
         for number, row in enumerate(rows):
@@ -153,16 +136,20 @@ class NerTask:
         return self._encoded[split]
 
     def collate(self, encoded: EncodedSplit, indices: Sequence[int] | np.ndarray, pad_token_id: int) -> Batch:
-        """input_ids, attention_mask (B, T) int64; labels (B, T): the class, or -1 where there is no target."""
+        """input_ids, attention_mask (B, T) int64; labels (B, T): the class, or -1 where there is no target.
+
+        positions (N,): where in the flattened labels the N targets are; found here, for on the device finding them waits for it.
+        """
         batch = pad_examples(encoded, indices, pad_token_id, self._data)
         batch["labels"] = (batch.pop("classes") - 2).clamp(min=_NO_TARGET)
+        batch["positions"] = (batch["labels"].flatten() != _NO_TARGET).nonzero().squeeze(1)
         return batch
 
     def loss(self, forward: Forward, batch: Batch) -> tuple[Tensor, Tensor]:
         """(sum of the cross-entropy over the tagged words, in nats; their logits (words, C))."""
-        there = batch["labels"] != _NO_TARGET
-        logits = self._logits(forward, batch)[there]
-        return F.cross_entropy(logits, batch["labels"][there], reduction="sum", label_smoothing=self._label_smoothing), logits
+        logits = self._logits(forward, batch).flatten(0, 1).index_select(0, batch["positions"])
+        labels = batch["labels"].flatten().index_select(0, batch["positions"])
+        return F.cross_entropy(logits, labels, reduction="sum", label_smoothing=self._label_smoothing), logits
 
     def predict(self, forward: Forward, batch: Batch) -> Tensor:
         """(B, 1 + max_seq_length) fp32: the sum of the sentence's cross-entropy, then the likeliest class at every token."""
@@ -172,7 +159,7 @@ class NerTask:
         return torch.cat([losses, likeliest], dim=1)
 
     def _logits(self, forward: Forward, batch: Batch) -> Tensor:
-        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+        inputs = {name: tensor for name, tensor in batch.items() if name not in ("labels", "positions")}
         logits: Tensor = forward(**inputs).logits.float()
         return logits
 
@@ -234,8 +221,7 @@ def entities(tags: Sequence[str]) -> Iterator[tuple[str, int, int]]:
 
 
 def read_conll(path: Path) -> datasets.Dataset:
-    """The sentences of a file of columns. Lines -DOCSTART- are passed over. DataError where a line has a word and no tag."""
-    check_file(path, text=True)
+    """The sentences of a file of columns. Lines -DOCSTART- are passed over. DataError where a line has a word and no tag, or none has."""
     tokens: list[list[str]] = [[]]
     tags: list[list[str]] = [[]]  # of the same shape
     for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
@@ -250,6 +236,8 @@ def read_conll(path: Path) -> datasets.Dataset:
         else:
             tokens[-1].append(columns[0])
             tags[-1].append(columns[-1])
+    if not any(tokens):
+        raise DataError(f"{path} holds no words; it must hold at least one sentence")
     return datasets.Dataset.from_dict({"tokens": [row for row in tokens if row], "tags": [row for row in tags if row]})
 
 

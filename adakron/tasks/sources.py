@@ -28,7 +28,8 @@ MATCHED = "_matched"
 _BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 _LONGEST_INTEGER = 308  # digits; longer ones are beyond a float, which the JSON reader falls back to
 _TOO_DEEP = "lists and objects inside one another, too many to read"
-_FLAGS = {"train": "train_file", "validation": "validation_file", "test": "test_file"}
+FILE_FLAGS = {"train": "train_file", "validation": "validation_file", "test": "test_file"}
+"""The settings that name a split's file."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def load_raw_splits(
     """
     readers = readers or {}
     suffixes = tuple(dict.fromkeys((*SUFFIXES, *readers)))
-    named = {split: Path(value).expanduser() for split, flag in _FLAGS.items() if (value := getattr(data, flag)) and split in splits}
+    named = {split: Path(value).expanduser() for split, flag in FILE_FLAGS.items() if (value := getattr(data, flag)) and split in splits}
     if not named and data.data_dir is None:
         if hub_task is None:
             raise DataError(
@@ -65,7 +66,7 @@ def load_raw_splits(
                 f"files ({', '.join(suffixes)})"
             )
         return _load_from_hub(hub_task, splits)
-    missing = {_FLAGS[split]: path for split, path in named.items() if not path.is_file()}
+    missing = {FILE_FLAGS[split]: path for split, path in named.items() if not path.is_file()}
     problems = [f"{flag} is {path}, which {_why_not_a_file(path)} (set --{flag})" for flag, path in missing.items()]
     files: dict[str, list[Path]] = {split: [path] for split, path in named.items()}
     if data.data_dir is not None:

@@ -75,7 +75,7 @@ def test_every_damage_is_one_error(tmp_path):
         file.write_bytes(content)
     state = json.loads((tmp_path / TRAINING_STATE_FILE).read_text())
     (tmp_path / TRAINING_STATE_FILE).write_text(json.dumps(state | {"format_version": 2}))
-    with pytest.raises(CheckpointError, match="format_version is 2"):
+    with pytest.raises(CheckpointError, match=r"^\S*training_state.json: format_version is 2"):
         read_training_state(tmp_path)
 
 
@@ -182,4 +182,22 @@ def test_a_writer_that_settled_goes_on(tmp_path):
     writer.submit(lambda: written.append("next"))
     writer.wait()
     assert written == ["slow", "next"]
+    writer.close()
+
+
+def test_settling_finds_a_write_that_another_thread_waits_for():
+    writer = BackgroundWriter()
+    written = threading.Event()
+
+    def slow() -> None:
+        time.sleep(0.4)
+        written.set()
+
+    writer.submit(slow)
+    waiting = threading.Thread(target=writer.wait)
+    waiting.start()
+    time.sleep(0.1)
+    writer.settle()
+    assert written.is_set()
+    waiting.join()
     writer.close()

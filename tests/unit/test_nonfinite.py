@@ -76,7 +76,7 @@ def test_the_error_names_step_examples_checkpoint_and_file():
 
 
 def test_without_a_checkpoint_or_room_the_error_says_so():
-    with pytest.raises(NumericalError, match=r"saved no checkpoint yet.*cannot be written: .*No space left"):
+    with pytest.raises(NumericalError, match=r"cannot be written: .*No space left.*saved no checkpoint yet"):
         run(Poisoned(8), Kept(full=True))
 
 

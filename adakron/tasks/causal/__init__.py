@@ -5,4 +5,7 @@ from adakron.tasks.causal.pairs import PAIR_TASKS, PairTask
 from adakron.tasks.causal.plain_text import PlainTextTask
 from adakron.tasks.causal.prompts import Prompts, prompts_of
 
-__all__ = ["PAIR_TASKS", "CausalTask", "PairTask", "PlainTextTask", "Prompts", "cannot_predict", "prompts_of"]
+CAUSAL_TASKS = (*PAIR_TASKS, "lm")
+"""Names of the tasks here."""
+
+__all__ = ["CAUSAL_TASKS", "PAIR_TASKS", "CausalTask", "PairTask", "PlainTextTask", "Prompts", "cannot_predict", "prompts_of"]

@@ -4,6 +4,7 @@ The forms of the sources are those of the published runs (AdaKron's NLG/, which 
 examples/NLG/src/format_converting_{webnlg,dart}.py), built from the data sets' own fields.
 """
 
+import dataclasses
 import re
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,8 +19,8 @@ from adakron.errors import DataError
 from adakron.log import get_logger
 from adakron.tasks.base import EncodedSplit
 from adakron.tasks.causal.base import CausalTask
-from adakron.tasks.causal.prompts import Prompts
-from adakron.tasks.causal.sequences import join_pairs, join_prompts, marks_of
+from adakron.tasks.causal.prompts import Prompts, prompts_of
+from adakron.tasks.causal.sequences import join_pairs, marks_of
 from adakron.tasks.labels import missing_column, shown
 from adakron.tasks.sources import RawSplit, load_raw_splits
 from adakron.tasks.splits import check_all, most_examples
@@ -46,6 +47,8 @@ class PairTask(CausalTask):
     all that follows the first end. max_*_samples keep the first examples.
     """
 
+    other_columns = ""
+    """What to do where a column is missing, besides renaming one."""
     _loaded: dict[str, datasets.Dataset] | None = None
 
     @abstractmethod
@@ -69,7 +72,7 @@ class PairTask(CausalTask):
         columns = self.columns()
         for column in columns:
             if column not in raw.dataset.column_names:
-                raise DataError(missing_column(raw, column, column))
+                raise DataError(missing_column(raw, column, self.other_columns))
         entries = list(self._entries(raw, columns))
         with_targets = [entry for entry in entries if entry.references]
         if with_targets and len(with_targets) < len(entries):
@@ -122,10 +125,8 @@ class PairTask(CausalTask):
             grouped.setdefault(source, []).extend([] if target is None else [target])
             categories.setdefault(source, category)
         sources = list(grouped)
-        pieces = encode_pieces(datasets.Dataset.from_dict({_SOURCE: sources}), _SOURCE, tokenizer)
-        tokens, offsets = join_prompts(pieces, marks_of(tokenizer))
         parts = [categories[source] for source in sources] if _CATEGORY in rows.column_names else None
-        return Prompts(tokens, offsets, list(grouped.values()), sources, parts)
+        return dataclasses.replace(prompts_of(sources, tokenizer), references=list(grouped.values()), categories=parts)
 
 
 class E2ETask(PairTask):
@@ -181,6 +182,8 @@ class DartTask(PairTask):
 
 class OwnPairsTask(PairTask):
     """Own files with a source and a target column; the target may be a list of references. A test file may have no targets."""
+
+    other_columns = "or set --source_column and --target_column"
 
     def columns(self) -> tuple[str, ...]:
         """As the settings name them."""

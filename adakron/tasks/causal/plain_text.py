@@ -14,9 +14,8 @@ from adakron.errors import ConfigError, DataError
 from adakron.tasks.base import EncodedSplit
 from adakron.tasks.causal.base import CausalTask, exponential
 from adakron.tasks.causal.sequences import cut_windows, first_examples, marks_of
+from adakron.tasks.sources import FILE_FLAGS
 from adakron.tasks.text_files import check_file
-
-_FLAGS = {"train": "train_file", "validation": "validation_file", "test": "test_file"}
 
 
 class PlainTextTask(CausalTask):
@@ -73,11 +72,11 @@ class PlainTextTask(CausalTask):
 
 
 def _load(data: DataConfig) -> dict[str, datasets.Dataset]:
-    sources = {split: Path(value).expanduser() for split, flag in _FLAGS.items() if (value := getattr(data, flag))}
+    sources = {split: Path(value).expanduser() for split, flag in FILE_FLAGS.items() if (value := getattr(data, flag))}
     problems = []
     if data.data_dir is not None:
         folder = Path(data.data_dir).expanduser()
-        found = {split: path for split in _FLAGS for path in (folder / split, folder / f"{split}.txt") if path.exists()}
+        found = {split: path for split in FILE_FLAGS for path in (folder / split, folder / f"{split}.txt") if path.exists()}
         if not found and not sources:
             problems.append(f"data_dir is {folder}; it must hold train.txt and validation.txt, or folders of these names (set --data_dir)")
         sources = found | sources
@@ -86,12 +85,12 @@ def _load(data: DataConfig) -> dict[str, datasets.Dataset]:
     loaded = {}
     for split, path in sources.items():
         try:
-            loaded[split] = datasets.Dataset.from_dict({"text": _documents(path, _FLAGS[split])})
+            loaded[split] = datasets.Dataset.from_dict({"text": _documents(path, FILE_FLAGS[split])})
         except DataError as error:
             problems.append(str(error))
     if problems:
         raise DataError("\n".join(problems))
-    return {split: loaded[split] for split in _FLAGS if split in loaded}
+    return {split: loaded[split] for split in FILE_FLAGS if split in loaded}
 
 
 def _documents(path: Path, flag: str) -> list[str]:

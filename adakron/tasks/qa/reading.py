@@ -56,10 +56,10 @@ def check_questions(split: str, raw: RawSplit, *, unanswerable: bool) -> dataset
     """The checked split. unanswerable: whether questions may have no answer. Raises DataError with the first bad row."""
     for column in (ID, QUESTION, CONTEXT):
         if column not in raw.dataset.column_names:
-            raise DataError(missing_column(raw, column, column))
+            raise DataError(missing_column(raw, column))
     labelled = ANSWERS in raw.dataset.column_names
     if not labelled and split != "test":
-        raise DataError(missing_column(raw, ANSWERS, ANSWERS))
+        raise DataError(missing_column(raw, ANSWERS))
     made: dict[str, list[Any]] = {name: [] for name in (ID, QUESTION, CONTEXT, *((ANSWERS, STARTS) if labelled else ()))}
     seen: set[str] = set()
     for number, row in enumerate(_rows(raw.dataset, labelled)):

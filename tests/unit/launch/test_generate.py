@@ -35,6 +35,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("words", "problem"),
     [
         (["--text", "a", "--source_file", "b"], "--text and --source_file are both given; drop one"),
+        (["--text", "a", "--text", " "], "--text number 2 holds no source"),
         (["--text", "a", "--split", "test"], "--text gives the sources; drop --split, or --text"),
         (["--text", "a", "--output_file", "b"], "--text gives the sources; drop --output_file, or --text"),
         (["--source_file", "a", "--test_file", "b"], "--source_file gives the sources; drop --test_file"),
@@ -66,7 +67,7 @@ def test_a_task_without_texts_is_refused(tmp_path: Path) -> None:
 def test_lines_without_a_source_are_refused(run: Path, tmp_path: Path, content: str) -> None:
     file = tmp_path / "sources.txt"
     file.write_text(content)
-    with pytest.raises(ConfigError, match="holds no source; every line needs one"):
+    with pytest.raises(ConfigError, match="holds no source; give one"):
         main([str(run), "--source_file", str(file), "--output_file", str(tmp_path / "out.jsonl")], World())
 
 
@@ -123,7 +124,7 @@ def test_files_of_a_finished_generation(tmp_path: Path) -> None:
         writer.append([{"index": 0, "tokens": [], "text": ""}])
     output.write_text("a generation was killed while it published")
     check_output(output)
-    assert publish_rows(store, prompts, output) == 2
+    publish_rows(store, prompts, output)
     assert output.read_text().splitlines() == [
         '{"index": 0, "source": "a", "text": "", "references": ["x y", "z"], "category": "seen"}',
         '{"index": 1, "source": "b", "text": "d\\n\\ne", "references": ["w"], "category": "unseen"}',

@@ -1,6 +1,7 @@
 import contextlib
 import dataclasses
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -127,6 +128,11 @@ def test_what_another_run_wrote_since_is_not_replaced(tmp_path):
         claim_folder(dataclasses.replace(config, training=anew), SETTINGS, LAYOUT, held, resumption(None, in_place=False))
     assert eight.is_dir()
     run_folder.write_json(tmp_path / run_folder.ALL_RESULTS_FILE, {})
+    shutil.rmtree(eight)
+    with contextlib.ExitStack() as held, pytest.raises(CheckpointError, match="was finished by another run"):
+        claim_folder(dataclasses.replace(config, training=anew), SETTINGS, LAYOUT, held, resumption(None, in_place=False))
+    assert (tmp_path / run_folder.ALL_RESULTS_FILE).exists()
+    eight = save(tmp_path, 8)
     with contextlib.ExitStack() as held, pytest.raises(CheckpointError, match="was finished by another run"):
         claim_folder(config, SETTINGS, LAYOUT, held, resumption(eight, in_place=True))
 

@@ -120,6 +120,16 @@ def test_columns(tmp_path: Path) -> None:
     (tmp_path / "validation.conll").write_text(text)
     made = create_task(DataConfig(task_name="ner", data_dir=str(tmp_path)), TrainingConfig())
     assert {name: len(split) for name, split in made.splits().items()} == {"train": 2, "validation": 2}
+    # A folder may hold both kinds; every problem is told at once.
+    file.rename(tmp_path / "other.conll")
+    write_jsonl(tmp_path / "train.jsonl", ROWS)
+    made = create_task(DataConfig(task_name="ner", data_dir=str(tmp_path)), TrainingConfig())
+    assert {name: len(split) for name, split in made.splits().items()} == {"train": 2, "validation": 2}
+    with pytest.raises(DataError, match=r"train_file is .*absent.conll, which does not exist"):
+        create_task(DataConfig(task_name="ner", train_file=str(tmp_path / "absent.conll")), TrainingConfig()).splits()
+    file.write_text("-DOCSTART-\n\n")
+    with pytest.raises(DataError, match="holds no words"):
+        read_conll(file)
     file.write_text("EU\n")
     with pytest.raises(DataError, match=r"line 1: 'EU' has one column"):
         read_conll(file)
@@ -132,8 +142,8 @@ def test_columns(tmp_path: Path) -> None:
         ({"tokens": [], "tags": []}, "list of words"),
         ({"tokens": ["a"], "tags": ["O", "O"]}, "one tag for each of the 1 tokens"),
         ({"tokens": ["a"], "tags": ["PER"]}, "a tag is 'PER'; it must be O, B-TYPE or I-TYPE"),
-        ({"words": ["a"], "tags": ["O"]}, "tokens"),
-        ({"tokens": ["a"]}, "tags"),
+        ({"words": ["a"], "tags": ["O"]}, r"no column 'tokens'; it has words, tags \(rename the column\)$"),
+        ({"tokens": ["a"]}, r"no column 'tags'; it has tokens \(rename the column\)"),
     ],
 )
 def test_bad_rows(tmp_path: Path, row: dict[str, Any], message: str) -> None:
