@@ -26,9 +26,9 @@ import numpy as np
 import torch
 
 from adakron import distributed, run_folder, trainable
-from adakron.distributed import World
 from adakron.engine.engine import TrainingEngine
 from adakron.evaluator import Evaluator
+from adakron.launcher import World
 from adakron.log import get_logger
 from adakron.metrics import MetricRecorder, Sink, peak_memory_mib
 from adakron.stopping import StopAgreement, StopRequest
@@ -39,7 +39,7 @@ from launch.arguments import parse_train
 from launch.checks import evaluates
 from launch.evidence import RunEvidence
 from launch.preparing import Prepared, prepare
-from launch.program import execute
+from launch.program import execute, refuse_idle_tasks
 from launch.recording import claim_folder, collect_results, metric_sinks, write_results
 from launch.replaying import asks_for_replay, run_replay
 from launch.saving import Saver
@@ -54,7 +54,9 @@ def main(arguments: Sequence[str], world: World) -> None:
     if asks_for_replay(arguments):
         run_replay(arguments, world)
         return
-    run = prepare(parse_train(arguments), world)
+    config = parse_train(arguments)
+    refuse_idle_tasks(world)
+    run = prepare(config, world)
     distributed.form_group(world, run.device, timedelta(minutes=run.config.training.timeout_minutes))
     agreement = _agree(run)
     if run.resumption is not None and run.resumption.finished:
