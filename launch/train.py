@@ -18,6 +18,7 @@ if __name__ == "__main__":
 
 import contextlib
 import dataclasses
+import functools
 import time
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
@@ -40,7 +41,7 @@ from launch.checks import evaluates
 from launch.evidence import RunEvidence
 from launch.preparing import Prepared, prepare
 from launch.program import execute, refuse_idle_tasks
-from launch.recording import claim_folder, collect_results, metric_sinks, write_results
+from launch.recording import claim_folder, collect_results, mark_stopped, metric_sinks, write_results
 from launch.replaying import asks_for_replay, run_replay
 from launch.saving import Saver
 from launch.summary import inputs_of, summary_table
@@ -150,6 +151,8 @@ def _train(run: Prepared, world: World, agreement: StopAgreement, held: contextl
     except StopRequest as stop:
         trainer.save()
         saver.wait()
+        if trainer.step:
+            distributed.on_rank_0(functools.partial(mark_stopped, folder, str(stop), trainer.step, trainer.total_steps))
         raise StopRequest(resuming.stopped_message(str(stop), trainer, folder)) from None
     memory = float(distributed.all_reduce_max(torch.tensor(peak_memory_mib(run.device))))
     distributed.on_rank_0(lambda: _report(run, folder, result, scores, predictions, memory=memory, wall=time.perf_counter() - started))
