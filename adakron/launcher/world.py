@@ -11,7 +11,7 @@ DEFAULT_PORT = 29500
 
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 
-HAND, TORCHRUN, DEEPSPEED, SLURM, OPEN_MPI, HYDRA = "environment variables", "torchrun", "deepspeed", "Slurm", "Open MPI", "MPICH"
+HAND, TORCHRUN, DEEPSPEED, SLURM, OPEN_MPI, HYDRA = "environment variables", "torchrun", "deepspeed", "Slurm", "Open MPI", "Hydra"
 
 
 @dataclass(frozen=True)

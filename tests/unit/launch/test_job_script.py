@@ -92,10 +92,11 @@ def test_a_run_that_saved_is_queued_again_whatever_srun_makes_of_its_code(job, s
     assert code == EXIT_STOPPED
 
 
-@pytest.mark.parametrize("lost", [76, 137])
-def test_a_run_that_lost_a_rank_is_queued_again_where_it_had_come_further(job, lost):
-    assert job.end(f"exit {lost}")[0] == lost
-    assert not job.requeued
+@pytest.mark.parametrize("lost", [75, 76, 137])
+def test_a_run_that_lost_a_rank_or_could_not_say_that_it_stopped_is_queued_again_where_it_had_come_further(job, lost):
+    code, output = job.end(f"exit {lost}")
+    assert (code, job.requeued) == (lost, [])
+    assert "this start made no new checkpoint: there is none" in output
     assert job.end(f"{SAVES_STEP.format(5)}; exit {lost}")[0] == lost
     assert job.requeued == ["requeue 7"]
 

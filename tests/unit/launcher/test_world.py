@@ -51,7 +51,7 @@ PORT = slurm.job_port(STEP)
         (OPEN_MPI | MASTER, World(3, 4, 1, 2, "Open MPI", 2, "n1", 29400)),
         (AGENTS | OPEN_MPI | MASTER, World(3, 4, 1, 2, "Open MPI", 2, "n1", 29400)),  # its daemons are a step
         (OPEN_MPI | {"OMPI_COMM_WORLD_LOCAL_SIZE": "4"}, World(3, 4, 1, 4, "Open MPI", 1, "127.0.0.1", 29500)),
-        (HYDRA | MASTER, World(3, 4, 1, 2, "MPICH", 2, "n1", 29400)),
+        (HYDRA | MASTER, World(3, 4, 1, 2, "Hydra", 2, "n1", 29400)),
         (BATCH, World(idle_tasks=3)),
         (JOB, World(idle_tasks=3)),  # salloc
     ],
