@@ -147,3 +147,9 @@ def test_the_cluster_is_asked_and_its_refusal_passed_on(tmp_path, monkeypatch, c
     monkeypatch.setenv("CODE", "1")
     with pytest.raises(ConfigError, match="--test-only fails"):
         slurm.main(arguments, World())
+
+
+def test_the_documentation_names_every_flag():
+    said = (ROOT / "docs" / "multinode.md").read_text(encoding="utf-8")
+    flags = {option for action in slurm.parser()._actions for option in action.option_strings} - {"-h", "--help"}
+    assert {flag for flag in flags if flag not in said} == set()
