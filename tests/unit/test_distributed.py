@@ -1,37 +1,21 @@
+import socket
+import sys
+
 import pytest
+import torch
 
-from adakron.distributed import World, on_rank_0, read_world
+from adakron.distributed import on_rank_0, select_device
 from adakron.errors import ConfigError
+from adakron.launcher import World
+from tests.helpers.launch import run
 
+MEETS = """
+import torch
+from adakron import distributed
+from launch.program import execute
 
-@pytest.mark.parametrize(
-    ("environ", "world"),
-    [
-        ({}, World()),
-        ({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}, World(3, 4, 1, 2)),  # torchrun
-        ({"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_SIZE": "2"}, World(1, 2, 1, 2)),  # deepspeed
-        (
-            {"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "8", "SLURM_LOCALID": "1", "SLURM_STEP_TASKS_PER_NODE": "4(x2)"},
-            World(5, 8, 1, 4),
-        ),
-        ({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"}, World()),
-    ],
-)
-def test_launchers_are_understood(environ, world):
-    assert read_world(environ) == world
-
-
-@pytest.mark.parametrize(
-    ("environ", "said"),
-    [
-        ({"RANK": "0"}, "WORLD_SIZE, LOCAL_RANK"),
-        ({"RANK": "2", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "contradict"),
-        ({"RANK": "x", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "integers"),
-    ],
-)
-def test_incomplete_or_contradicting_variables_are_refused(environ, said):
-    with pytest.raises(ConfigError, match=said):
-        read_world(environ)
+execute(lambda arguments, world: distributed.form_group(world, torch.device("cpu")))
+"""
 
 
 def test_rank_0_speaks_for_all():
@@ -42,3 +26,22 @@ def test_rank_0_speaks_for_all():
 
     with pytest.raises(ConfigError, match="taken"):
         on_rank_0(fail)
+
+
+def test_a_port_that_is_taken_is_an_error_with_its_remedy():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        place = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
+        port = str(taken.getsockname()[1])
+        finished = run([sys.executable, "-c", MEETS], env=place | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}, timeout=60)
+    assert finished.returncode == 2, finished.output
+    assert f"error: port {port} of 127.0.0.1, where the ranks are to meet, is taken" in finished.stderr
+    assert "Traceback" not in finished.stderr
+
+
+@pytest.mark.parametrize(("environ", "remedy"), [({}, False), ({"SLURM_JOB_ID": "7"}, True)])
+def test_more_ranks_than_gpus_are_refused(monkeypatch, environ, remedy):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ConfigError, match="4 processes on a host with 1 GPUs") as refused:
+        select_device(World(1, 4, 1, 4), environ)
+    assert ("--gpus-per-node" in str(refused.value)) is remedy
