@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from adakron.distributed import World
 from adakron.errors import ConfigError
+from adakron.launcher import World
 from launch import evaluate, predict
 from tests.helpers.saved_runs import write_run
 from tests.helpers.tiny import save_tiny_bert, write_classification
