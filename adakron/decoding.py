@@ -17,8 +17,8 @@ from transformers import PreTrainedTokenizerBase
 
 from adakron.config import GenerationConfig
 from adakron.data.sampler import evaluation_batches
-from adakron.distributed import World
 from adakron.errors import ConfigError, NumericalError
+from adakron.launcher import World
 from adakron.nn import BottleneckAdapter
 from adakron.pretrained import quiet_transformers
 from adakron.progress import GenerationProgress

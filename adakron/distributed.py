@@ -1,4 +1,4 @@
-"""Who this process is among its peers, and the few collectives that the rest of the code needs.
+"""The process group, this rank's device, and the few collectives that the rest of the code needs.
 
 Every helper does nothing, or the obvious local thing, in a single process, so no caller asks how many ranks there are.
 """
@@ -6,7 +6,6 @@ Every helper does nothing, or the obvious local thing, in a single process, so n
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -17,6 +16,7 @@ from torch.distributed import distributed_c10d
 
 from adakron import peers
 from adakron.errors import AdaKronError, ConfigError
+from adakron.launcher import World
 
 T = TypeVar("T")
 DEFAULT_TIMEOUT = timedelta(minutes=30)
@@ -27,64 +27,14 @@ EXIT_LOST_RANK = 76
 _watch: peers.PeerWatch | None = None
 
 
-@dataclass(frozen=True)
-class World:
-    """The place of this process: its rank of world_size, its local_rank of local_world_size on this host."""
-
-    rank: int = 0
-    world_size: int = 1
-    local_rank: int = 0
-    local_world_size: int = 1
-
-
-def read_world(environ: Mapping[str, str]) -> World:
-    """The place of this process, from the variables of torchrun and the DeepSpeed launcher, then Slurm's, else one process.
-
-    Raises ConfigError where the variables are incomplete or contradict each other.
-    """
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    found = [name for name in names if name in environ]
-    if found and len(found) < len(names):
-        raise ConfigError(
-            f"{', '.join(found)} set, but not {', '.join(n for n in names if n not in found)}: a launcher sets all of {', '.join(names)}; "
-            "start with deepspeed or torchrun, or unset them for one process"
-        )
-    if found:
-        local = environ.get("LOCAL_WORLD_SIZE") or environ.get("LOCAL_SIZE") or "1"
-        values = {name: environ[name] for name in names} | {"LOCAL_WORLD_SIZE": local}
-    elif "SLURM_PROCID" in environ and environ.get("SLURM_STEP_NUM_TASKS", "1") != "1":
-        values = {
-            "RANK": environ["SLURM_PROCID"],
-            "WORLD_SIZE": environ["SLURM_STEP_NUM_TASKS"],
-            "LOCAL_RANK": environ.get("SLURM_LOCALID", "0"),
-            "LOCAL_WORLD_SIZE": environ.get("SLURM_STEP_TASKS_PER_NODE", "1").split("(")[0].split(",")[0],
-        }
-    else:
-        return World()
-    try:
-        rank, size, local_rank, local_size = (int(values[name]) for name in (*names, "LOCAL_WORLD_SIZE"))
-    except ValueError as error:
-        raise ConfigError(f"the launcher's variables must be integers, got {values}; start with deepspeed or torchrun") from error
-    if not (0 <= rank < size and local_rank >= 0):
-        raise ConfigError(f"the launcher's variables contradict each other: {values}; RANK must be in [0, WORLD_SIZE)")
-    return World(rank=rank, world_size=size, local_rank=local_rank, local_world_size=max(local_size, local_rank + 1))
-
-
-def use_threads(world: World, environ: Mapping[str, str]) -> int:
-    """Give this rank its share of the cores it may run on, unless OMP_NUM_THREADS decides; returns the number of threads."""
-    if "OMP_NUM_THREADS" not in environ:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(max(1, cores // world.local_world_size))
-    return torch.get_num_threads()
-
-
 def select_device(world: World, environ: Mapping[str, str]) -> torch.device:
     """This rank's GPU, or the CPU where there is none or DS_ACCELERATOR=cpu asks for it."""
     if environ.get("DS_ACCELERATOR") == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     count = torch.cuda.device_count()
     if world.local_world_size > count:  # every rank of the host sees it, so none waits for the others
-        raise ConfigError(f"{world.local_world_size} processes on a host with {count} GPUs; start at most {count} per host")
+        hidden = "; of Slurm ask for them by node (--gpus-per-node), not by task" if "SLURM_JOB_ID" in environ and count == 1 else ""
+        raise ConfigError(f"{world.local_world_size} processes on a host with {count} GPUs; start at most {count} per host{hidden}")
     device = torch.device("cuda", world.local_rank)
     torch.cuda.set_device(device)
     return device
@@ -113,7 +63,15 @@ def form_group(world: World, device: torch.device, timeout: timedelta = DEFAULT_
         )
     # DeepSpeed insists on these also where another launcher named them differently.
     os.environ.update(RANK=str(world.rank), WORLD_SIZE=str(world.world_size), LOCAL_RANK=str(world.local_rank))
-    dist.init_process_group(_backend(device), rank=world.rank, world_size=world.world_size, timeout=timeout)
+    try:
+        dist.init_process_group(_backend(device), rank=world.rank, world_size=world.world_size, timeout=timeout)
+    except dist.DistNetworkError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        raise ConfigError(
+            f"port {os.environ['MASTER_PORT']} of {os.environ['MASTER_ADDR']}, where the ranks are to meet, is taken by another program;"
+            " give another one: MASTER_PORT, or --master_port of deepspeed and torchrun"
+        ) from error
     if world.world_size > 1:
         global _watch
         _watch = peers.PeerWatch(*peers.address(), world.rank, world.world_size, _end_for_lost_rank)

@@ -25,6 +25,9 @@ STATE_FILE = "trainer_state.json"
 BACKBONE_FILE = "backbone.json"
 METRICS_FILE = "metrics.jsonl"
 ALL_RESULTS_FILE = "all_results.json"
+STOPPED_FILE = "stopped.json"
+"""There while a run that was asked to stop, and saved, waits to go on. Exit codes of launchers do not tell that reliably."""
+
 TENSORBOARD_FOLDER = "tensorboard"
 
 TOKENIZER_FILES = {
@@ -35,7 +38,7 @@ TOKENIZER_FILES = {
 
 _WRITTEN = TOKENIZER_FILES | {
     RUN_FILE, DEEPSPEED_FILE, STATE_FILE, METRICS_FILE, BACKBONE_FILE, "train_results.json", "eval_results.json",
-    ALL_RESULTS_FILE, "adapter_config.json", "adapter_model.safetensors",
+    ALL_RESULTS_FILE, STOPPED_FILE, "adapter_config.json", "adapter_model.safetensors",
 }  # fmt: skip
 _WRITTEN_NAMES = re.compile(
     r"predict_results_\w+\.tsv|generated_\w+\.(jsonl|hypotheses\.txt|references\.txt)"

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from adakron import adapter_folder, adapter_io, causal, distributed, models, randomness
 from adakron.backbone import Backbone
 from adakron.config import AdapterConfig, RunConfig
-from adakron.distributed import World
 from adakron.engine.ds_config import DeepSpeedSettings
 from adakron.engine.partitioning import partitioned_loading
 from adakron.errors import ConfigError
 from adakron.fingerprint import BackboneFingerprint, take_fingerprint
+from adakron.launcher import World
 from adakron.methods import METHODS
 from adakron.nn import DropoutMasks
 from adakron.nn.routing import Router

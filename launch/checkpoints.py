@@ -28,8 +28,8 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from adakron.checkpoint import newest_resumable
-from adakron.distributed import World
 from adakron.errors import CheckpointError, ConfigError
+from adakron.launcher import World
 from adakron.log import get_logger
 from adakron.redaction import printable, shortened
 from adakron.run_folder import RUN_FILE, STATE_FILE

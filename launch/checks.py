@@ -5,11 +5,11 @@ from torch import nn
 
 from adakron import causal, models
 from adakron.config import RunConfig
-from adakron.distributed import World
 from adakron.engine import ds_config
 from adakron.engine.ds_config import DeepSpeedSettings
 from adakron.errors import ConfigError, DataError
 from adakron.evaluator import best_metric_name
+from adakron.launcher import World
 from adakron.tasks.base import Task
 from launch.attachment import draws_noise
 

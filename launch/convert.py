@@ -22,9 +22,9 @@ from typing import Any
 
 from adakron import adapter_folder, adapter_io, backbone, models, reference, run_folder
 from adakron.config import AdapterConfig, DataConfig, ModelConfig, RunConfig, TrainingConfig
-from adakron.distributed import World
 from adakron.errors import ConfigError
 from adakron.fingerprint import take_fingerprint
+from adakron.launcher import World
 from adakron.redaction import redact_arguments, redact_values
 from adakron.store import CHECKPOINT_PREFIX
 from adakron.tasks import create_task

@@ -10,9 +10,9 @@ if Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().parent:
 from collections.abc import Sequence
 
 from adakron import distributed, run_folder
-from adakron.distributed import World
 from adakron.errors import ConfigError
 from adakron.evaluator import evaluation_prefix
+from adakron.launcher import World
 from launch.program import execute
 from launch.saved_run import open_run, saved_run_parser, splits_named
 

@@ -9,8 +9,9 @@ from typing import NoReturn
 import torch.distributed as dist
 
 from adakron import distributed
-from adakron.distributed import EXIT_LOST_RANK, World
+from adakron.distributed import EXIT_LOST_RANK
 from adakron.errors import ConfigError
+from adakron.launcher import World
 from adakron.redaction import redact
 
 # What gloo, NCCL and torch's store say when another rank closed its connection or kept this one waiting.

@@ -27,8 +27,8 @@ import numpy as np
 from adakron import distributed
 from adakron.config import DATA_FILES, GenerationConfig
 from adakron.decoding import BeamDecoder, decode_prompts, rank_batches
-from adakron.distributed import World
 from adakron.errors import ConfigError
+from adakron.launcher import World
 from adakron.log import get_logger
 from adakron.progress import GenerationProgress
 from adakron.row_store import RowStore

@@ -20,9 +20,9 @@ from adakron.adapter_folder import AdapterFolder
 from adakron.bank import AdapterBank
 from adakron.config import DataConfig, RunConfig
 from adakron.data.collation import pad_batch
-from adakron.distributed import World
 from adakron.errors import ConfigError, DataError
 from adakron.evaluator import Evaluator
+from adakron.launcher import World
 from adakron.log import get_logger
 from adakron.tasks import create_task
 from adakron.tasks.base import Batch, EncodedSplit, Forward, Task

@@ -23,8 +23,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase, P
 
 from adakron import run_folder
 from adakron.config import DataConfig, ModelConfig, TrainingConfig
-from adakron.distributed import World
 from adakron.errors import ConfigError
+from adakron.launcher import World
 from adakron.tasks import create_task
 from adakron.tasks.causal import PAIR_TASKS, CausalTask
 from adakron.tokenizer import load_tokenizer

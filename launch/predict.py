@@ -15,8 +15,8 @@ from collections.abc import Sequence
 
 from adakron import distributed, run_folder
 from adakron.config import DATA_FILES
-from adakron.distributed import World
 from adakron.errors import ConfigError
+from adakron.launcher import World
 from adakron.tasks.causal import CAUSAL_TASKS, cannot_predict
 from adakron.tasks.classification import TextClassificationTask
 from adakron.tasks.qa import QA_TASKS, QuestionTask

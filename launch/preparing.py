@@ -17,9 +17,9 @@ from adakron import backbone, distributed, models, randomness, run_folder, train
 from adakron.config import RunConfig
 from adakron.data.sampler import GlobalBatchSampler
 from adakron.determinism import compute_deterministically
-from adakron.distributed import World
 from adakron.engine.ds_config import DeepSpeedSettings
 from adakron.errors import ConfigError
+from adakron.launcher import World
 from adakron.log import get_logger
 from adakron.passes import BeforePass
 from adakron.placement import some_of

@@ -11,10 +11,10 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from adakron import distributed
-from adakron.distributed import World
+from adakron import distributed, launcher
 from adakron.errors import AdaKronError, ConfigError
-from adakron.log import setup_logging
+from adakron.launcher import World
+from adakron.log import get_logger, setup_logging
 from adakron.redaction import redact
 from adakron.signals import EXIT_INTERRUPTED, EXIT_STOPPED
 from adakron.stopping import StopRequest
@@ -27,8 +27,12 @@ EXIT_ERROR = 2
 SPEAKER_SECONDS = 10.0
 """How long the silent ranks of a host wait for the one that says an error of all."""
 
+_LOCAL_RANKS = ("LOCAL_RANK", "SLURM_LOCALID", "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID")
+
 EXIT_UNEXPECTED = 1
 """Exit code of an unexpected exception, as Python has it. A rank that lost another one leaves with `distributed.EXIT_LOST_RANK`."""
+
+logger = get_logger(__name__)
 
 
 def execute(main: Callable[[Sequence[str], World], int | None]) -> NoReturn:
@@ -59,12 +63,17 @@ def run_program(main: Callable[[Sequence[str], World], int | None]) -> int:
     """
     quiet_libraries()
     try:
-        world = distributed.read_world(os.environ)
+        world = launcher.read_world(os.environ)
+        launcher.join(world, os.environ)
     except AdaKronError as error:
-        print(paragraph(error), file=sys.stderr)
+        if any(os.environ.get(name, "0") != "0" for name in _LOCAL_RANKS):
+            _let_the_speaker_speak()
+        print(paragraph(error), file=sys.stderr, flush=True)
         return EXIT_ERROR
     setup_logging(world.rank)
-    distributed.use_threads(world, os.environ)
+    threads = launcher.use_threads(world, os.environ)
+    if world.world_size > 1:
+        logger.info("%s", launcher.described(world, os.environ, threads))
     try:
         return main(sys.argv[1:], world) or 0
     except StopRequest as stop:
@@ -97,6 +106,15 @@ def refuse_launcher(world: World) -> None:
     """ConfigError where a launcher started several processes of a program that runs in one."""
     if world.world_size > 1:
         raise ConfigError(f"this program runs in one process, and a launcher started {world.world_size}; start it with python")
+
+
+def refuse_idle_tasks(world: World) -> None:
+    """ConfigError where a program that runs in several processes was started beside srun, alone in a Slurm job that has more tasks."""
+    if world.idle_tasks:
+        raise ConfigError(
+            f"the Slurm job has {world.idle_tasks + 1} tasks, and this process was started alone, not by srun; start it with srun"
+            " (docs/multinode.md), with deepspeed or torchrun, or in one process with srun --ntasks 1"
+        )
 
 
 def _let_the_speaker_speak() -> None:

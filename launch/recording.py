@@ -12,6 +12,7 @@ from typing import Any
 from adakron import run_folder
 from adakron.config import DATA_FILES, RunConfig
 from adakron.engine.ds_config import DeepSpeedSettings
+from adakron.log import get_logger
 from adakron.metrics import JsonLinesSink, TensorBoardSink
 from adakron.redaction import redact_arguments, redact_values
 from adakron.run_lock import RunLock
@@ -20,6 +21,8 @@ from adakron.tasks.glue import TextTask
 from adakron.train_state import TrainResult
 from adakron.trainable import ParameterReport
 from launch.resuming import Resumption, check_unchanged
+
+logger = get_logger(__name__)
 
 DEFAULT_PARENT = Path("runs")
 """Where runs without --output_dir go."""
@@ -83,8 +86,20 @@ def claim_folder(
         record["resumed"] = went_on
     run_folder.write_json(folder / run_folder.RUN_FILE, redact_values(record))
     run_folder.write_json(folder / run_folder.DEEPSPEED_FILE, redact_values(settings.config))
+    (folder / run_folder.STOPPED_FILE).unlink(missing_ok=True)
     run_folder.remove_partials(folder)
     return folder
+
+
+def mark_stopped(folder: Path, asked: str, step: int, total_steps: int) -> None:
+    """Say in the folder that the run stopped on request with a checkpoint of this step. Rank 0 only, when that is on the disk.
+
+    asked: what asked it. Where it cannot be written the run can still go on; only a script that looks for the file would not know.
+    """
+    try:
+        run_folder.write_json(folder / run_folder.STOPPED_FILE, {"stopped_by": asked, "step": step, "total_steps": total_steps})
+    except OSError as error:
+        logger.warning("%s could not be written (%s)", folder / run_folder.STOPPED_FILE, error.strerror)
 
 
 def metric_sinks(config: RunConfig, folder: Path, resumption: Resumption | None = None) -> list[TensorBoardSink | JsonLinesSink]:

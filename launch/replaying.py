@@ -11,9 +11,9 @@ from torch import nn
 from adakron import backbone, distributed, models, randomness
 from adakron.config import DATA_FILES, RunConfig
 from adakron.determinism import compute_deterministically
-from adakron.distributed import World
 from adakron.dumps import StepDump, read_dump
 from adakron.errors import CheckpointError, ConfigError
+from adakron.launcher import World
 from adakron.passes import MicroBatchLoss
 from adakron.replay import replay
 from adakron.tasks import create_task

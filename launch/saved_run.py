@@ -14,11 +14,11 @@ from transformers import PreTrainedTokenizerBase
 
 from adakron import adapter_folder, backbone, distributed, models, run_folder
 from adakron.config import DATA_FILES, DataConfig, ModelConfig, RunConfig
-from adakron.distributed import World
 from adakron.engine.ds_config import Precision
 from adakron.engine.inference import inference_settings, partition_for_inference
 from adakron.errors import CheckpointError, ConfigError
 from adakron.evaluator import Evaluator
+from adakron.launcher import World
 from adakron.manifest import MANIFEST_FILE, verify
 from adakron.store import CheckpointStore
 from adakron.tasks import create_task

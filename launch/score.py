@@ -16,8 +16,8 @@ if Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().parent:
 import json
 from collections.abc import Sequence
 
-from adakron.distributed import World
 from adakron.errors import DataError
+from adakron.launcher import World
 from adakron.scores import score_texts
 from adakron.scores.profiles import PROFILES
 from adakron.untrusted import UnreadableError, parse_json, read_text

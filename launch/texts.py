@@ -19,8 +19,8 @@ from collections.abc import Sequence
 from adakron import run_folder
 from adakron.atomic import publish
 from adakron.config import DataConfig, TrainingConfig
-from adakron.distributed import World
 from adakron.errors import ConfigError
+from adakron.launcher import World
 from adakron.tasks.causal import PAIR_TASKS
 from launch.arguments import Parser
 from launch.program import execute, refuse_launcher

@@ -18,6 +18,7 @@ if __name__ == "__main__":
 
 import contextlib
 import dataclasses
+import functools
 import time
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
@@ -26,9 +27,9 @@ import numpy as np
 import torch
 
 from adakron import distributed, run_folder, trainable
-from adakron.distributed import World
 from adakron.engine.engine import TrainingEngine
 from adakron.evaluator import Evaluator
+from adakron.launcher import World
 from adakron.log import get_logger
 from adakron.metrics import MetricRecorder, Sink, peak_memory_mib
 from adakron.stopping import StopAgreement, StopRequest
@@ -39,8 +40,8 @@ from launch.arguments import parse_train
 from launch.checks import evaluates
 from launch.evidence import RunEvidence
 from launch.preparing import Prepared, prepare
-from launch.program import execute
-from launch.recording import claim_folder, collect_results, metric_sinks, write_results
+from launch.program import execute, refuse_idle_tasks
+from launch.recording import claim_folder, collect_results, mark_stopped, metric_sinks, write_results
 from launch.replaying import asks_for_replay, run_replay
 from launch.saving import Saver
 from launch.summary import inputs_of, summary_table
@@ -54,7 +55,9 @@ def main(arguments: Sequence[str], world: World) -> None:
     if asks_for_replay(arguments):
         run_replay(arguments, world)
         return
-    run = prepare(parse_train(arguments), world)
+    config = parse_train(arguments)
+    refuse_idle_tasks(world)
+    run = prepare(config, world)
     distributed.form_group(world, run.device, timedelta(minutes=run.config.training.timeout_minutes))
     agreement = _agree(run)
     if run.resumption is not None and run.resumption.finished:
@@ -148,6 +151,8 @@ def _train(run: Prepared, world: World, agreement: StopAgreement, held: contextl
     except StopRequest as stop:
         trainer.save()
         saver.wait()
+        if trainer.step:
+            distributed.on_rank_0(functools.partial(mark_stopped, folder, str(stop), trainer.step, trainer.total_steps))
         raise StopRequest(resuming.stopped_message(str(stop), trainer, folder)) from None
     memory = float(distributed.all_reduce_max(torch.tensor(peak_memory_mib(run.device))))
     distributed.on_rank_0(lambda: _report(run, folder, result, scores, predictions, memory=memory, wall=time.perf_counter() - started))

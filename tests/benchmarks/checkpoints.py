@@ -17,9 +17,9 @@ from transformers import RobertaConfig, RobertaForSequenceClassification
 from adakron import distributed, models, trainable
 from adakron.checkpoint import BackgroundWriter, read_training_state, write_training_state
 from adakron.config import AdapterConfig, TrainingConfig
-from adakron.distributed import World
 from adakron.engine import ds_config
 from adakron.engine.engine import TrainingEngine
+from adakron.launcher import World
 from adakron.train_state import Due, RankState, Snapshot, Sums, TrainState, random_states
 
 BATCH, TOKENS, STEPS, SAVES = 8, 64, 3, 5

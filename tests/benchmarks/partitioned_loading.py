@@ -20,10 +20,10 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from adakron import backbone, distributed, models, trainable
 from adakron.config import AdapterConfig, ModelConfig, TrainingConfig
-from adakron.distributed import World
 from adakron.engine import ds_config
 from adakron.engine.engine import TrainingEngine
 from adakron.engine.partitioning import partitioned_loading
+from adakron.launcher import World
 from launch.program import run_program
 from tests.helpers import tiny
 from tests.helpers.launch import ROOT

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from adakron import distributed, models, randomness, trainable
 from adakron.data.sampler import GlobalBatchSampler
-from adakron.distributed import World
 from adakron.engine import ds_config
 from adakron.engine.engine import TrainingEngine
 from adakron.evaluator import Evaluator
+from adakron.launcher import World
 from adakron.metrics import MetricRecorder
 from adakron.trainer import Trainer
 from launch.program import execute

@@ -24,12 +24,12 @@ from adakron import distributed, peers
 from adakron.config import DataConfig, TrainingConfig
 from adakron.data.sampler import GlobalBatchSampler
 from adakron.determinism import compute_deterministically
-from adakron.distributed import World
 from adakron.dumps import StepDump
 from adakron.engine import ds_config
 from adakron.engine.engine import TrainingEngine
 from adakron.errors import NumericalError
 from adakron.evaluator import Evaluator
+from adakron.launcher import World
 from adakron.metrics import MetricRecorder
 from adakron.tasks.base import Batch, EncodedSplit, Forward
 from adakron.tasks.glue import TextTask

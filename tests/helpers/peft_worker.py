@@ -20,9 +20,9 @@ from transformers import PreTrainedModel
 
 from adakron import distributed, trainable
 from adakron.config import AdapterConfig, TrainingConfig
-from adakron.distributed import World
 from adakron.engine import ds_config
 from adakron.engine.engine import TrainingEngine
+from adakron.launcher import World
 from adakron.peft import folders
 from adakron.peft.methods import Attached, attach
 from launch.program import execute

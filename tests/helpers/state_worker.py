@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from adakron import distributed
 from adakron.config import TrainingConfig
-from adakron.distributed import World
 from adakron.engine import ds_config
 from adakron.engine.engine import TrainingEngine
 from adakron.engine.state import EngineState
+from adakron.launcher import World
 from launch.program import execute
 
 SAVED_AT, STEPS = 3, 6

@@ -21,13 +21,13 @@ from adakron import backbone, distributed, models, trainable, weights
 from adakron.backbone import Backbone
 from adakron.config import AdapterConfig, DataConfig, ModelConfig, TrainingConfig
 from adakron.data.sampler import evaluation_batches
-from adakron.distributed import World
 from adakron.engine import ds_config
 from adakron.engine.ds_config import DeepSpeedSettings
 from adakron.engine.engine import TrainingEngine
 from adakron.engine.partitioning import partitioned_loading
 from adakron.evaluator import Evaluator
 from adakron.fingerprint import take_fingerprint
+from adakron.launcher import World
 from adakron.tasks.glue import TextTask
 from launch.program import run_program
 from tests.helpers import tiny

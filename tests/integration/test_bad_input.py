@@ -9,8 +9,8 @@ import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 
 from adakron import run_folder
-from adakron.distributed import World
 from adakron.errors import AdaKronError, ConfigError
+from adakron.launcher import World
 from adakron.run_lock import LOCK_FILE, RunLock
 from launch import train
 from tests.helpers import tiny

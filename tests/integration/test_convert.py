@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from adakron.adapter_folder import read_adapter_config
-from adakron.distributed import read_world
 from adakron.errors import ConfigError
+from adakron.launcher import read_world
 from launch import convert
 from tests.helpers.launch import deepspeed, python, results
 from tests.helpers.published import stored

@@ -72,6 +72,8 @@ def assert_stopped(run: Running, asked: str) -> int:
     assert said, finished.stderr
     step = int(said[1])
     assert steps_saved(run.folder)[-1] == step
+    marked = json.loads((run.folder / "stopped.json").read_text())
+    assert (marked["stopped_by"], marked["step"]) == (asked, step)
     return step
 
 
@@ -95,6 +97,7 @@ def test_two_ranks_stop_in_step_however_they_are_asked_and_lose_nothing(tmp_path
         time.sleep(random.uniform(0.0, 0.5))
         send(run, signal.SIGKILL, to=(random.randrange(2),))
         assert run.finish().returncode != 0
+    assert not (folder / "stopped.json").exists()  # a killed run did not stop on request
     assert steps_saved(folder)[-1] >= steps[-1]
     finished = deepspeed("launch/train.py", *long, *AUTO, "--output_dir", str(folder), ranks=2)
     assert finished.returncode == 0, finished.output

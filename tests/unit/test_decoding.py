@@ -13,8 +13,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from adakron.config import AdapterConfig, GenerationConfig
 from adakron.decoding import BeamDecoder, decode_prompts
-from adakron.distributed import World
 from adakron.errors import ConfigError, NumericalError
+from adakron.launcher import World
 from adakron.models import adapt, route_experts
 from adakron.nn import Projection
 from adakron.reference import import_checkpoint

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from adakron.distributed import World
 from adakron.errors import CheckpointError, ConfigError
+from adakron.launcher import World
 from adakron.manifest import MANIFEST_FILE, write_manifest
 from adakron.run_lock import LOCK_FILE, RunLock
 from adakron.store import CheckpointStore

@@ -3,8 +3,8 @@ import torch
 
 from adakron import quantization
 from adakron.config import AdapterConfig, DataConfig, ModelConfig, RunConfig, TrainingConfig
-from adakron.distributed import World
 from adakron.errors import ConfigError
+from adakron.launcher import World
 from launch.attachment import partitioning
 from launch.checks import resolve_deepspeed
 from tests.helpers.launch import ROOT

@@ -11,8 +11,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 import adakron
 from adakron import adapter_folder, run_folder
 from adakron.config import AdapterConfig, DataConfig, ModelConfig, RunConfig, TrainingConfig
-from adakron.distributed import World, read_world
 from adakron.errors import CheckpointError, ConfigError
+from adakron.launcher import World, read_world
 from launch import convert, evaluate
 from tests.helpers import tiny
 from tests.helpers.architectures import tiny_model

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from adakron.config import GenerationConfig
-from adakron.distributed import World
 from adakron.errors import AdaKronError, ConfigError
+from adakron.launcher import World
 from adakron.row_store import Row, RowStore
 from adakron.tasks.causal import Prompts
 from launch.generate import main

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from adakron import distributed
-from adakron.distributed import World
 from adakron.errors import AdaKronError, CheckpointError, ConfigError, DataError
+from adakron.launcher import World
 from launch import predict
 from tests.helpers import tiny
 from tests.helpers.saved_runs import write_run

@@ -5,8 +5,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Tokenizer
 
-from adakron.distributed import World
 from adakron.errors import ConfigError
+from adakron.launcher import World
 from launch import new_decoder
 from tests.helpers.shared import shared_data
 from tests.helpers.tiny import byte_tokenizer, word_tokenizer, write_jsonl

@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from adakron.distributed import World
 from adakron.errors import CheckpointError, ConfigError
+from adakron.launcher import World
 from launch.arguments import train_parser
 from launch.replaying import run_replay
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from adakron.distributed import World
 from adakron.errors import AdaKronError, ConfigError, DataError
+from adakron.launcher import World
 from adakron.scores import score_texts
 from launch import score
 from tests.helpers.launch import ROOT, python

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from adakron.distributed import World
 from adakron.errors import ConfigError
+from adakron.launcher import World
 from launch import texts
 from tests.helpers.tiny import write_jsonl
 

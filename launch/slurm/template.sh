@@ -1,0 +1,76 @@
+#!/bin/bash
+# Written by launch/slurm.py, with its flags:
+#     @written_by@
+# Change the flags and write it again. More flags of the training: sbatch FILE --learning_rate 1e-4 ... How it works: docs/multinode.md
+@sbatch@
+
+set -u
+[ -f launch/train.py ] || { echo "submit this job from the checkout: launch/train.py is not in $PWD" >&2; exit 2; }
+for flag in "$@"; do
+    case $flag in --output_dir* | --resume_from_checkpoint* | --overwrite_output_dir*)
+        echo "$flag is this script's to give; write another one with launch/slurm.py" >&2; exit 2 ;;
+    esac
+done
+
+@environment@
+# srun of Slurm 22.05 and later does not take sbatch's --cpus-per-task.
+[ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
+
+@run@
+train=(
+@command@
+)
+
+# In every task: what libraries build and keep goes to the host's own disk, so that it is built once per host, under a lock that works
+# there; the first rank builds, the others wait. Models stay where they are. A lock ten minutes old has no builder left.
+# shellcheck disable=SC2016  # expands in the task
+on_host='
+cache=${SLURM_TMPDIR:-${TMPDIR:-/tmp}}/adakron-$(id -un)
+mkdir -p -m 700 "$cache" && [ -O "$cache" ] || { echo "$cache on $(hostname) is not ours to write; set SLURM_TMPDIR" >&2; exit 2; }
+home=${HF_HOME:-$HOME/.cache/huggingface}
+export HF_HUB_CACHE=${HF_HUB_CACHE:-$home/hub} HF_TOKEN_PATH=${HF_TOKEN_PATH:-$home/token} HF_HOME=$cache/huggingface
+export TORCH_EXTENSIONS_DIR=$cache/torch_extensions TRITON_CACHE_DIR=$cache/triton
+find "$TORCH_EXTENSIONS_DIR" -name lock -mmin +10 -delete 2>/dev/null
+exec "$@"'
+
+newest() { cat "$run_dir/latest" 2>/dev/null || true; }
+before=$(newest)
+restarts=${SLURM_RESTART_COUNT:-0}
+echo "start $((restarts + 1)) of job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, $run_dir: ${before:-no checkpoint yet}"
+rm -f "$run_dir/stopped.json"
+
+# The warning of --signal comes to this shell alone, and only while it waits: so srun runs beside it, and passes it to all ranks.
+step='' signalled='' ended=''
+trap 'signalled=1; [ -z "$step" ] || kill -USR1 "$step"' USR1
+trap 'signalled=1; ended=1' TERM # Slurm ends the job: cancelled, preempted, or out of time. It sends the ranks their own.
+srun --kill-on-bad-exit=1 bash -c "$on_host" on_host "${train[@]}" &
+step=$!
+while :; do
+    signalled=''
+    wait "$step"
+    code=$?
+    [ -n "$signalled" ] || break # a trap ends wait early
+done
+
+# srun's code is no proof: the first rank to leave gets the others killed, and 143 may stand for a run that has saved.
+if [ -e "$run_dir/stopped.json" ]; then
+    code=75
+elif [ "$code" != 76 ] && [ "$code" != 137 ]; then # a lost rank, a killed one: they go on from the newest checkpoint
+    exit "$code"
+fi
+if [ -n "$ended" ] || [ "$(squeue --noheader --jobs "$SLURM_JOB_ID" --format %T)" != RUNNING ]; then
+    reason="Slurm ends the job"
+elif [ "$(newest)" = "$before" ]; then
+    reason="this start made no new checkpoint: ${before:-there is none}"
+elif [ "$restarts" -ge @max_restarts@ ]; then
+    reason="it was queued again $restarts times"
+elif scontrol requeue "$SLURM_JOB_ID"; then
+    echo "queued again with $(newest)"
+    sleep 600 # Slurm ends this script
+    [ -z "$ended" ] || exit "$code"
+    reason="Slurm did not end this start"
+else
+    reason="scontrol refused"
+fi
+echo "not queued again: $reason. To go on: sbatch the same script" >&2
+exit "$code"
