@@ -88,9 +88,9 @@ class Host:
                     os.killpg(process.pid, signal.SIGKILL)
         return Finished(process.returncode, stdout, stderr)
 
-    def must(self, *command: str, timeout: float = 30, network_only: bool = False) -> str:
+    def must(self, *command: str, timeout: float = 30, env: Mapping[str, str] | None = None, network_only: bool = False) -> str:
         """What a command that has to succeed prints."""
-        finished = self.run(*command, timeout=timeout, network_only=network_only)
+        finished = self.run(*command, timeout=timeout, env=env, network_only=network_only)
         assert finished.returncode == 0, f"{' '.join(command)} on {self.name}: {finished.output}"
         return finished.stdout
 

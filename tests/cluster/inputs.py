@@ -59,15 +59,13 @@ def _save_bert(folder: Path, vocabulary: Path) -> Path:
     return folder
 
 
-def flags(inputs: Inputs, output_dir: Path, *, ranks: int | None, steps: int = STEPS) -> list[str]:
-    """Flags of launch/train.py; ranks None leaves the micro-batch to the job script."""
-    micro_batch = [] if ranks is None else ["--per_device_train_batch_size", str(GLOBAL_BATCH // ranks)]
+def flags(inputs: Inputs, *, ranks: int) -> list[str]:
+    """Flags of launch/train.py, but for its output_dir."""
     return [
         "--deepspeed", "ds_configs/zero2_fp32.json", "--model_name_or_path", str(inputs.model), "--task_name", "sst2",
         "--data_dir", str(inputs.data), "--max_seq_length", "64", "--bottleneck_dim", "8", "--learning_rate", "1e-3", "--dropout", "0.1",
-        "--max_steps", str(steps), "--logging_steps", "1", "--eval_strategy", "no", "--save_strategy", "steps", "--save_steps", "50",
-        "--disable_tqdm", "yes", "--timeout_minutes", "5", "--resume_from_checkpoint", "auto", "--output_dir", str(output_dir),
-        *micro_batch,
+        "--max_steps", str(STEPS), "--logging_steps", "1", "--eval_strategy", "no", "--save_strategy", "steps", "--save_steps", "50",
+        "--disable_tqdm", "yes", "--timeout_minutes", "5", "--per_device_train_batch_size", str(GLOBAL_BATCH // ranks),
     ]  # fmt: skip
 
 

@@ -54,27 +54,27 @@ class Launched:
 
 
 @contextlib.contextmanager
-def pdsh(cluster: Cluster, folder: Path, hosts: Sequence[str], flags: Sequence[str]) -> Iterator[Launched]:
+def pdsh(cluster: Cluster, folder: Path, hosts: Sequence[str], flags: Sequence[str], run: Path) -> Iterator[Launched]:
     """`deepspeed --hostfile ... --launcher pdsh launch/train.py FLAGS`, one rank per host."""
-    hostfile, variables, run = folder / "hostfile", folder / "deepspeed_env", _output_dir(flags)
+    hostfile, variables = folder / "hostfile", folder / "deepspeed_env"
     hostfile.write_text("".join(f"{host} slots=1\n" for host in hosts))
     # DeepSpeed passes on little but PYTHONPATH by itself.
     variables.write_text("".join(f"{name}={value}\n" for name, value in _VARIABLES.items()))
     words = ["deepspeed", "--hostfile", str(hostfile), "--launcher", "pdsh", "--master_port", str(next(_ports))]
     environment = {"DS_ENV_FILE": str(variables), "PDSH_SSH_ARGS_APPEND": KEEP_ALIVE}
     log = folder / "pdsh.log"
-    starter = cluster.login.start_program(*words, "launch/train.py", *flags, log=log, env=environment)
+    starter = cluster.login.start_program(*words, "launch/train.py", *flags, *into(run), log=log, env=environment)
     with _ended(Launched([starter], cluster, log, run)) as launched:
         yield launched
 
 
 @contextlib.contextmanager
-def torchrun(cluster: Cluster, folder: Path, hosts: Sequence[str], flags: Sequence[str]) -> Iterator[Launched]:
+def torchrun(cluster: Cluster, folder: Path, hosts: Sequence[str], flags: Sequence[str], run: Path) -> Iterator[Launched]:
     """`torchrun --nnodes N ... launch/train.py FLAGS` on every host, one rank each; the ranks meet on the first."""
     port, log = next(_ports), folder / "torchrun.log"
     words = ["torchrun", f"--nnodes={len(hosts)}", "--nproc-per-node=1", "--rdzv-backend=c10d", f"--rdzv-endpoint={hosts[0]}:{port}"]
-    starters = [cluster[host].start_program(*words, "launch/train.py", *flags, log=log, env=_VARIABLES) for host in hosts]
-    with _ended(Launched(starters, cluster, log, _output_dir(flags))) as launched:
+    starters = [cluster[host].start_program(*words, "launch/train.py", *flags, *into(run), log=log, env=_VARIABLES) for host in hosts]
+    with _ended(Launched(starters, cluster, log, run)) as launched:
         yield launched
 
 
@@ -91,8 +91,9 @@ def _ended(launched: Launched) -> Iterator[Launched]:
             starter.wait()
 
 
-def _output_dir(flags: Sequence[str]) -> Path:
-    return Path(flags[list(flags).index("--output_dir") + 1])
+def into(run: Path) -> list[str]:
+    """Flags of a run that goes on there, where it was begun already."""
+    return ["--output_dir", str(run), "--resume_from_checkpoint", "auto"]
 
 
 def kill(processes: Sequence[psutil.Process]) -> None:

@@ -1,14 +1,14 @@
 """Slurm jobs: submitted, watched, signalled."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from launch.job_script import job_script
+from launch.slurm import parser
 from tests.cluster.hosts import Host
-from tests.cluster.inputs import GLOBAL_BATCH
 
-SCRIPT = Path(__file__).parent / "templates" / "train.sbatch"
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY")
 
 
@@ -61,12 +61,17 @@ class Job:
         self.login.run("scancel", self.number)
 
 
-def submit(login: Host, name: str, options: Sequence[str], arguments: Sequence[str], output_dir: Path, folder: Path) -> Job:
-    """`sbatch OPTIONS train.sbatch ARGUMENTS`."""
-    log = folder / f"{name}.log"
-    environment: Mapping[str, str] = {"RUN": str(output_dir), "GLOBAL_BATCH": str(GLOBAL_BATCH)}
-    words = ["sbatch", "--parsable", f"--job-name={name}", "--open-mode=append", f"--output={log}", "--ntasks-per-node=1"]
-    words += [*options, str(SCRIPT), *arguments]
-    finished = login.run(*words, env=environment)
-    assert finished.returncode == 0, finished.output
-    return Job(name, finished.stdout.strip(), login, log)
+def submit(login: Host, name: str, request: Sequence[str], training: Sequence[str], run: Path, options: Sequence[str] = ()) -> Job:
+    """Write a job script as launch/slurm.py does, and give it to sbatch.
+
+    request: flags of launch/slurm.py. training: flags of launch/train.py. run: its output_dir; script and log lie beside it.
+    """
+    script, log = run.with_suffix(".sbatch"), run.with_suffix(".log")
+    script.write_text(job_script(parser().parse(["--job_name", name, *request]), training, str(run), "a test"))
+    return sbatch(login, name, script, log, options)
+
+
+def sbatch(login: Host, name: str, script: Path, log: Path, options: Sequence[str] = ()) -> Job:
+    """`sbatch OPTIONS SCRIPT`."""
+    number = login.must("sbatch", "--parsable", f"--output={log}", *options, str(script), env={"SLURM_TMPDIR": str(log.parent)})
+    return Job(name, number.strip(), login, log)
