@@ -2,14 +2,15 @@
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.cluster import parts
+from tests.cluster import parts, slurm
 from tests.cluster.inputs import Inputs, flags, largest_difference, make_inputs
+from tests.cluster.slurm import Job
 from tests.cluster.virtual import Cluster
 from tests.helpers.launch import python
 
@@ -112,3 +113,26 @@ class Measured:
 @pytest.fixture
 def measured(request: pytest.FixtureRequest, reference: Reference) -> Measured:
     return Measured(request.config.stash.setdefault(_lines, []), time.monotonic())
+
+
+Submit = Callable[..., Job]
+SECONDS_OF_WARNING = 60
+
+
+@pytest.fixture
+def submit(with_slurm: Cluster, reference: Reference, tmp_path: Path) -> Iterator[Submit]:
+    """Submits a run into tmp_path/NAME; what is left of the jobs is ended behind the test."""
+    jobs: list[Job] = []
+
+    def start(name: str, nodes: int, *training: str, options: tuple[str, ...] = ()) -> Job:
+        request = ["--nodes", str(nodes), "--tasks_per_node", "1", "--signal_seconds", str(SECONDS_OF_WARNING)]
+        given = [*flags(reference.inputs, ranks=nodes), *training]
+        jobs.append(slurm.submit(with_slurm.login, request, given, tmp_path / name, options))
+        return jobs[-1]
+
+    yield start
+    for job in jobs:
+        job.cancel()
+    for host in with_slurm.compute:
+        for rank in host.ranks():
+            rank.kill()

@@ -17,7 +17,7 @@ from tests.cluster.virtual import LOGIN, Cluster
 KEEP_ALIVE = "-oServerAliveInterval=3 -oServerAliveCountMax=3"
 """For PDSH_SSH_ARGS_APPEND: pdsh would wait for ever for a host that is silent."""
 
-_VARIABLES = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "eth0", "HF_HUB_OFFLINE": "1"}
+_VARIABLES = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 _ports = itertools.count(29600)
 
 

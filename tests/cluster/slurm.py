@@ -7,18 +7,19 @@ from pathlib import Path
 
 from launch.job_script import job_script
 from launch.slurm import parser
-from tests.cluster.hosts import Host
+from tests.cluster.hosts import Host, wait_until
+from tests.cluster.inputs import logged
 
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY")
 
 
 @dataclass(frozen=True)
 class Job:
-    """A submitted job. log: both streams of all its starts."""
+    """A submitted job. run: the folder it trains into. log: both streams of all its starts."""
 
-    name: str
     number: str
     login: Host
+    run: Path
     log: Path
 
     @property
@@ -47,6 +48,12 @@ class Job:
         """What it said so far."""
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
+    def wait_for_steps(self, more: int, seconds: float) -> None:
+        """Wait until it has made so many more steps; AssertionError where it ends first."""
+        before = logged(self.run)
+        wait_until(lambda: logged(self.run) >= before + more or self.state in ENDED, seconds, f"{self.run.name} made {more} steps")
+        assert self.state == "RUNNING", self.output()
+
     def end(self, seconds: float) -> str:
         """Wait for its end; the state it ended in. `sbatch --wait` would look at it ever more seldom."""
         deadline = time.monotonic() + seconds
@@ -61,17 +68,18 @@ class Job:
         self.login.run("scancel", self.number)
 
 
-def submit(login: Host, name: str, request: Sequence[str], training: Sequence[str], run: Path, options: Sequence[str] = ()) -> Job:
+def submit(login: Host, request: Sequence[str], training: Sequence[str], run: Path, options: Sequence[str] = ()) -> Job:
     """Write a job script as launch/slurm.py does, and give it to sbatch.
 
     request: flags of launch/slurm.py. training: flags of launch/train.py. run: its output_dir; script and log lie beside it.
     """
-    script, log = run.with_suffix(".sbatch"), run.with_suffix(".log")
-    script.write_text(job_script(parser().parse(["--job_name", name, *request]), training, str(run), "a test"))
-    return sbatch(login, name, script, log, options)
+    script = run.with_suffix(".sbatch")
+    script.write_text(job_script(parser().parse(["--job_name", run.name, *request]), training, str(run), "a test"))
+    return sbatch(login, script, run, options)
 
 
-def sbatch(login: Host, name: str, script: Path, log: Path, options: Sequence[str] = ()) -> Job:
+def sbatch(login: Host, script: Path, run: Path, options: Sequence[str] = ()) -> Job:
     """`sbatch OPTIONS SCRIPT`."""
-    number = login.must("sbatch", "--parsable", f"--output={log}", *options, str(script), env={"SLURM_TMPDIR": str(log.parent)})
-    return Job(name, number.strip(), login, log)
+    log = run.with_suffix(".log")
+    number = login.must("sbatch", "--parsable", f"--output={log}", *options, str(script), env={"SLURM_TMPDIR": str(run.parent)})
+    return Job(number.strip(), login, run, log)
