@@ -96,7 +96,8 @@ def leave(code: int, text: str) -> None:
 
 
 def _of_rank() -> str:
-    rank = os.environ.get("RANK", "0")
+    # srun's tasks have their number before `launcher.join` gives them RANK.
+    rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID", "0")
     return f"rank {rank}: " if rank != "0" else ""
 
 

@@ -64,7 +64,7 @@ def number(environ: Mapping[str, str], name: str, otherwise: int) -> int:
     if text is None:
         return otherwise
     if not re.fullmatch(r"[0-9]{1,18}", text):
-        raise ConfigError(f"{name} is {text!r}; Slurm sets a whole number: start with srun, or unset it")
+        raise ConfigError(f"{name} is {text!r}; launchers set a whole number there: start with one of them, or unset it")
     return int(text)
 
 

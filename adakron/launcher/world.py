@@ -11,7 +11,7 @@ DEFAULT_PORT = 29500
 
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 
-HAND, TORCHRUN, DEEPSPEED, SLURM, OPEN_MPI, HYDRA = "environment variables", "torchrun", "deepspeed", "Slurm", "Open MPI", "MPICH"
+HAND, TORCHRUN, DEEPSPEED, SLURM, OPEN_MPI, HYDRA = "environment variables", "torchrun", "deepspeed", "Slurm", "Open MPI", "Hydra"
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class World:
 
 @dataclass(frozen=True)
 class _Found:
-    """What one launcher's variables say. agents: processes per host of a launcher that has such, where it says how many."""
+    """What one launcher's variables say. agents: how many processes of its own it has, one per host, where it says so."""
 
     launcher: str
     values: Mapping[str, str]
@@ -74,6 +74,9 @@ def _from_variables(environ: Mapping[str, str]) -> _Found | None:
         if name in environ:
             agents = slurm.number(environ, name, 1)
             return _Found(launcher, values, hosts=agents, agents=agents)
+    if environ["WORLD_SIZE"] == str(slurm.step_tasks(environ)) != "1":  # a wrapper's, or ours: the step says more
+        values["LOCAL_WORLD_SIZE"] = str(slurm.tasks_here(environ))
+        return _Found(HAND, values, hosts=slurm.step_hosts(environ))
     return _Found(HAND, values, hosts=_hosts_of(values) if local else None)
 
 

@@ -53,11 +53,11 @@ while :; do
 done
 
 # srun's code is no proof: the first rank to leave gets the others killed, and 143 may stand for a run that has saved.
-if [ -e "$run_dir/stopped.json" ]; then
-    code=75
-elif [ "$code" != 76 ] && [ "$code" != 137 ]; then # a lost rank, a killed one: they go on from the newest checkpoint
-    exit "$code"
-fi
+[ ! -e "$run_dir/stopped.json" ] || code=75
+case $code in
+    75 | 76 | 137) ;; # stopped; a rank was lost, or killed: it goes on from the newest checkpoint
+    *) exit "$code" ;;
+esac
 if [ -n "$ended" ] || [ "$(squeue --noheader --jobs "$SLURM_JOB_ID" --format %T)" != RUNNING ]; then
     reason="Slurm ends the job"
 elif [ "$(newest)" = "$before" ]; then

@@ -48,9 +48,10 @@ def test_at_first_a_signal_ends_the_process(number):
     assert f"stopped by {number.name} before training began" in errors
 
 
-def test_at_first_the_rank_that_was_signalled_says_so(monkeypatch):
-    monkeypatch.setenv("RANK", "1")
-    monkeypatch.setenv("LOCAL_RANK", "1")
+@pytest.mark.parametrize("variables", [{"RANK": "1", "LOCAL_RANK": "1"}, {"SLURM_PROCID": "1"}])
+def test_at_first_the_rank_that_was_signalled_says_so(monkeypatch, variables):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
     with listening() as process:
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=10)

@@ -45,13 +45,13 @@ PORT = slurm.job_port(STEP)
         (STEP | {"MASTER_ADDR": "10.0.0.9"}, World(3, 4, 1, 2, "Slurm", 2, "10.0.0.9", PORT)),
         (ONE_HOST, World(3, 4, 1, 4, "Slurm", 1, "127.0.0.1", PORT)),
         (STEP | {"PMI_RANK": "3", "PMI_SIZE": "4"}, World(3, 4, 1, 2, "Slurm", 2, "n1", PORT)),  # srun --mpi=pmi2
-        (STEP | PLACE, World(3, 4, 1, 2, "environment variables", None, "n1", PORT)),  # a wrapper: export RANK=$SLURM_PROCID ...
+        (STEP | PLACE, World(3, 4, 1, 2, "environment variables", 2, "n1", PORT)),  # a wrapper: export RANK=$SLURM_PROCID ...
         (AGENTS | TORCHRUN, World(3, 4, 1, 2, "torchrun", 2, "n1", 29400)),  # srun --ntasks-per-node 1 torchrun --nnodes 2
         (BATCH | TORCHRUN | {"GROUP_WORLD_SIZE": "1"}, World(3, 4, 1, 2, "torchrun", 1, "n1", 29400)),  # in the batch script
         (OPEN_MPI | MASTER, World(3, 4, 1, 2, "Open MPI", 2, "n1", 29400)),
         (AGENTS | OPEN_MPI | MASTER, World(3, 4, 1, 2, "Open MPI", 2, "n1", 29400)),  # its daemons are a step
         (OPEN_MPI | {"OMPI_COMM_WORLD_LOCAL_SIZE": "4"}, World(3, 4, 1, 4, "Open MPI", 1, "127.0.0.1", 29500)),
-        (HYDRA | MASTER, World(3, 4, 1, 2, "MPICH", 2, "n1", 29400)),
+        (HYDRA | MASTER, World(3, 4, 1, 2, "Hydra", 2, "n1", 29400)),
         (BATCH, World(idle_tasks=3)),
         (JOB, World(idle_tasks=3)),  # salloc
     ],

@@ -1,0 +1,173 @@
+"""A job script run by bash as it stands, on a cluster of stand-ins: srun, squeue and scontrol that do as they are told."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from adakron.launcher import World
+from adakron.signals import EXIT_STOPPED
+from launch import slurm
+from tests.helpers.launch import ROOT
+
+SRUN = """#!/bin/bash
+# As srun: passes USR1 on to its task, and leaves with the task's code, or with one of its own.
+setsid bash "$JOB/task" "$@" & task=$!
+trap 'kill -USR1 "$task"' USR1
+while :; do wait "$task"; code=$?; kill -0 "$task" 2>/dev/null || break; done
+exit "${SRUN_CODE:-$code}"
+"""
+SAVES_STEP = 'echo checkpoint-{0} > "$RUN/latest"'
+STOPS = 'echo checkpoint-{0} > "$RUN/latest"; echo {{}} > "$RUN/stopped.json"; exit 75'
+
+
+class Job:
+    """A submitted script. task: what the ranks do, in bash, with the run's folder in $RUN and the training's words in "$@"."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, *flags: str):
+        self.folder = folder
+        self.run = folder / "run"
+        self.run.mkdir()
+        monkeypatch.setattr(slurm.shutil, "which", lambda name: None)
+        self.script = folder / "job.sbatch"
+        slurm.main(["--tasks_per_node", "2", *flags, "--script", str(self.script), "--", "--output_dir", str(self.run)], World())
+        self.state("RUNNING")
+        self._tool("srun", SRUN)
+        self._tool("squeue", f'#!/bin/bash\ncat "{folder}/state"\n')
+        # A real one ends the script soon after.
+        self._tool("scontrol", f'#!/bin/bash\necho "$@" >> "{folder}/requeued"\nkill -TERM $PPID\n')
+        self._tool("sleep", "#!/bin/bash\nexec /bin/sleep 0.1\n")
+
+    def _tool(self, name: str, text: str) -> None:
+        file = self.folder / name
+        file.write_text(text)
+        file.chmod(0o755)
+
+    def state(self, state: str) -> None:
+        """What squeue says of the job."""
+        (self.folder / "state").write_text(f"{state}\n")
+
+    def start(self, task: str, *words: str, restarts: int = 0, **environ: str) -> "subprocess.Popen[str]":
+        (self.folder / "task").write_text(f"{task}\n")
+        environment = os.environ | {
+            "PATH": f"{self.folder}:{os.environ['PATH']}", "JOB": str(self.folder), "RUN": str(self.run), "SLURM_JOB_ID": "7",
+            "SLURM_JOB_NODELIST": "n1", "SLURM_RESTART_COUNT": str(restarts), **environ,
+        }  # fmt: skip
+        return subprocess.Popen(
+            ["bash", str(self.script), *words], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+    def end(self, task: str, *words: str, **options) -> tuple[int, str]:
+        """Start, and wait: exit code and output."""
+        process = self.start(task, *words, **options)
+        output, _ = process.communicate(timeout=60)
+        return process.returncode, output
+
+    @property
+    def requeued(self) -> Sequence[str]:
+        file = self.folder / "requeued"
+        return file.read_text().splitlines() if file.exists() else []
+
+
+@pytest.fixture
+def job(tmp_path, monkeypatch):
+    return Job(tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("code", [0, 1, 2, 143])
+def test_a_run_that_did_not_stop_ends_the_job_with_its_code(job, code):
+    assert job.end(f"{SAVES_STEP.format(5)}; exit {code}")[0] == code
+    assert not job.requeued
+
+
+@pytest.mark.parametrize("srun_code", ["", "75", "143", "0"])
+def test_a_run_that_saved_is_queued_again_whatever_srun_makes_of_its_code(job, srun_code):
+    code, output = job.end(STOPS.format(5), SRUN_CODE=srun_code)
+    assert job.requeued == ["requeue 7"], output
+    assert "queued again with checkpoint-5" in output
+    assert code == EXIT_STOPPED
+
+
+@pytest.mark.parametrize("lost", [75, 76, 137])
+def test_a_run_that_lost_a_rank_or_could_not_say_that_it_stopped_is_queued_again_where_it_had_come_further(job, lost):
+    code, output = job.end(f"exit {lost}")
+    assert (code, job.requeued) == (lost, [])
+    assert "this start made no new checkpoint: there is none" in output
+    assert job.end(f"{SAVES_STEP.format(5)}; exit {lost}")[0] == lost
+    assert job.requeued == ["requeue 7"]
+
+
+def test_a_start_that_made_no_step_is_the_last_one(job):
+    (job.run / "latest").write_text("checkpoint-5\n")
+    code, output = job.end(STOPS.format(5), restarts=1)
+    assert (code, job.requeued) == (EXIT_STOPPED, [])
+    assert "not queued again: this start made no new checkpoint: checkpoint-5" in output
+
+
+def test_restarts_are_bounded(tmp_path, monkeypatch):
+    job = Job(tmp_path, monkeypatch, "--max_restarts", "2")
+    job.end(STOPS.format(5), restarts=1)
+    assert job.requeued == ["requeue 7"]
+    code, output = job.end(STOPS.format(6), restarts=2)
+    assert (code, len(job.requeued)) == (EXIT_STOPPED, 1)
+    assert "it was queued again 2 times" in output
+
+
+def test_an_old_mark_of_a_stop_does_not_count(job):
+    (job.run / "stopped.json").write_text("{}")
+    assert job.end(f"{SAVES_STEP.format(5)}; exit 2")[0] == 2
+    assert not job.requeued
+
+
+def test_a_job_that_slurm_ends_is_not_brought_back(job):
+    job.state("COMPLETING")  # cancelled: the ranks got their SIGTERM and saved
+    assert job.end(STOPS.format(5))[0] == EXIT_STOPPED
+    job.state("RUNNING")
+    process = job.start(f"touch $JOB/up; while [ ! -e $JOB/go ]; do sleep 1; done; {STOPS.format(6)}")
+    wait_for(job.folder / "up")
+    process.send_signal(signal.SIGTERM)
+    (job.folder / "go").touch()
+    assert "Slurm ends the job" in process.communicate(timeout=60)[0]
+    assert not job.requeued
+
+
+def test_the_warning_reaches_the_ranks_and_their_save_is_waited_for(job):
+    process = job.start(f"trap 'sleep 1; {STOPS.format(9)}' USR1; touch $JOB/up; while :; do sleep 1; done")
+    wait_for(job.folder / "up")
+    process.send_signal(signal.SIGUSR1)
+    output, _ = process.communicate(timeout=60)
+    assert job.requeued == ["requeue 7"], output
+    assert process.returncode == EXIT_STOPPED
+
+
+def test_the_training_gets_more_flags_and_caches_of_its_host(job, tmp_path):
+    task = 'printf "%s\\n" "$@" > "$JOB/words"; shift; "$@"'  # srun's own flag first
+    (job.folder / "python").write_text('#!/bin/bash\necho "$@" > "$JOB/train"; env > "$JOB/env"\n')
+    (job.folder / "python").chmod(0o755)
+    home = {"HF_HOME": "/shared/hf", "TMPDIR": str(tmp_path), "SLURM_TMPDIR": ""}
+    code, output = job.end(task, "--learning_rate", "1e-4", **home)
+    assert code == 0, output
+    assert (job.folder / "words").read_text().startswith("--kill-on-bad-exit=1\nbash\n-c\n")
+    expected = f"-u launch/train.py --learning_rate 1e-4 --output_dir {job.run} --resume_from_checkpoint auto\n"
+    assert (job.folder / "train").read_text() == expected
+    environ = dict(line.split("=", 1) for line in (job.folder / "env").read_text().splitlines() if "=" in line)
+    assert environ["HF_HUB_CACHE"] == "/shared/hf/hub"
+    assert environ["HF_HOME"].startswith(f"{tmp_path}/adakron-") and environ["TORCH_EXTENSIONS_DIR"].startswith(f"{tmp_path}/adakron-")
+    assert Path(environ["HF_HOME"]).parent.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("flag", ["--output_dir", "--output_dir=x", "--resume_from_checkpoint=auto", "--overwrite_output_dir"])
+def test_flags_that_the_script_needs_for_itself_are_refused(job, flag):
+    code, output = job.end("exit 0", flag)
+    assert (code, "write another one" in output) == (2, True)
+
+
+def wait_for(file: Path) -> None:
+    deadline = time.monotonic() + 30
+    while not file.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

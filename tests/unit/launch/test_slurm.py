@@ -1,0 +1,155 @@
+"""launch/slurm.py: what it refuses, and that the scripts in launch/slurm/ are what it writes."""
+
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from adakron.errors import ConfigError
+from adakron.launcher import World
+from launch import slurm
+from tests.helpers.launch import ROOT
+
+SCRIPTS = sorted((ROOT / "launch" / "slurm").glob("*.sbatch"))
+TRAINING = ["--", "--output_dir", "runs/one"]
+
+
+@pytest.fixture(autouse=True)
+def no_cluster(monkeypatch):
+    """A machine where packages of Slurm may be installed, but no cluster answers."""
+    monkeypatch.setattr(slurm.shutil, "which", lambda name: None)
+
+
+def written(capsys, *arguments: str) -> str:
+    slurm.main(arguments, World())
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
+def test_the_scripts_in_the_repository_are_what_their_flags_write(script: Path, capsys):
+    text = script.read_text(encoding="utf-8")
+    python, program, *arguments = shlex.split(re.findall(r"^#     (python launch/slurm\.py .*)$", text, re.MULTILINE)[0])
+    assert (python, program) == ("python", "launch/slurm.py")
+    assert written(capsys, *arguments) == text
+
+
+def test_there_are_scripts_for_one_host_for_several_and_for_an_array():
+    assert [script.stem for script in SCRIPTS] == ["array", "many_nodes", "one_node"]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
+def test_bash_reads_the_scripts(script: Path):
+    checked = subprocess.run(["bash", "-n", str(script)], capture_output=True, text=True)
+    assert (checked.returncode, checked.stderr) == (0, "")
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="needs shellcheck")
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
+def test_shellcheck_finds_nothing(script: Path):
+    checked = subprocess.run(["shellcheck", str(script)], capture_output=True, text=True)
+    assert (checked.returncode, checked.stdout) == (0, "")
+
+
+def test_every_request_is_a_line_of_sbatch(capsys):
+    text = written(
+        capsys, "--nodes", "3", "--tasks_per_node", "2", "--cpus_per_task", "8", "--time", "1-02:00:00", "--partition", "long", "--account",
+        "me", "--qos", "low", "--constraint", "a100&ib", "--sbatch=--mem=64G", "--max_restarts", "4", "--container", "my image.sif",
+        *TRAINING,
+    )  # fmt: skip
+    requests = re.findall(r"^#SBATCH (.*)$", text, re.MULTILINE)
+    assert requests == [
+        "--job-name=adakron", "--nodes=3", "--ntasks-per-node=2", "--cpus-per-task=8", "--partition=long", "--account=me", "--qos=low",
+        "--constraint=a100&ib", "--time=1-02:00:00", "--output=slurm-%x-%j.out", "--open-mode=append", "--requeue", "--signal=B:USR1@180",
+        "--mem=64G",
+    ]  # fmt: skip
+    assert "    apptainer exec --nv 'my image.sif'\n    python -u launch/train.py\n" in text
+    assert '[ "$restarts" -ge 4 ]' in text
+    assert "HF_HUB_OFFLINE=1" in text
+    assert "HF_HUB_OFFLINE=1" not in written(capsys, "--tasks_per_node", "2", "--online", *TRAINING)
+
+
+def test_words_reach_the_training_as_they_were_given(capsys):
+    odd = "a 'b' \"c\" $HOME `d` {task} @sbatch@"
+    text = written(capsys, "--gpus_per_node", "1", "--", "--text_column", odd, "--output_dir", "my runs/one")
+    command = re.search(r"^run_dir=.*?^\)$", text, re.MULTILINE | re.DOTALL)
+    assert command
+    shown = subprocess.run(["bash", "-c", f"set -- ; {command[0]}\nprintf '%s\\n' \"${{train[@]}}\""], capture_output=True, text=True)
+    assert shown.stdout.splitlines() == [
+        "python", "-u", "launch/train.py", "--text_column", odd, "--output_dir", "my runs/one", "--resume_from_checkpoint", "auto",
+    ]  # fmt: skip
+
+
+def test_an_array_has_a_job_for_every_task_and_seed(capsys):
+    text = written(
+        capsys, "--gpus_per_node", "1", "--array_tasks", "mrpc", "rte", "--array_seeds", "1", "2", "3", "--array_limit", "2",
+        "--", "--task_name", "{task}", "--seed", "{seed}", "--output_dir", "runs/{task}-{seed}",
+    )  # fmt: skip
+    assert "#SBATCH --array=0-5%2\n" in text
+    block = re.search(r"^tasks=.*?^\)$", text, re.MULTILINE | re.DOTALL)
+    assert block
+    seen = []
+    for index in range(6):
+        script = f'SLURM_ARRAY_TASK_ID={index}\n{block[0]}\necho "$run_dir" "${{train[*]}}"'
+        seen.append(subprocess.run(["bash", "-uc", script], capture_output=True, text=True).stdout.split()[:8])
+    assert [words[0] for words in seen] == ["runs/mrpc-1", "runs/mrpc-2", "runs/mrpc-3", "runs/rte-1", "runs/rte-2", "runs/rte-3"]
+    assert seen[4][4:] == ["--task_name", "rte", "--seed", "2"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--nodes", "2", *TRAINING], "--gpus_per_node .* or --tasks_per_node"),
+        (["--gpus_per_node", "2", "--tasks_per_node", "2", *TRAINING], "not both"),
+        (["--gpus_per_node", "0", *TRAINING], "--gpus_per_node is 0"),
+        (["--gpus_per_node", "1"], "no --output_dir"),
+        (["--gpus_per_node", "1", *TRAINING, "--resume_from_checkpoint", "auto"], "the job script's to give"),
+        (["--gpus_per_node", "1", *TRAINING, "--overwrite_output_dir"], "the job script's to give"),
+        (["--gpus_per_node", "1", *TRAINING, "--learning_rat", "1"], "unknown flag --learning_rat"),
+        (["--gpus_per_node", "1", *TRAINING, "--data_dir", "a\nb"], "control characters"),
+        (["--gpus_per_node", "1", "--", "launch/generate.py", "--output_dir", "x"], "no training"),
+        (["--gpus_per_node", "1", "--time", "soon", *TRAINING], "--time is 'soon'"),
+        (["--gpus_per_node", "1", "--time", "2", *TRAINING], "leaves nothing of a time limit of 120 s"),
+        (["--gpus_per_node", "1", "--partition", "a b", *TRAINING], "without spaces"),
+        (["--gpus_per_node", "1", "--sbatch=--mem=1\n#SBATCH --x", *TRAINING], "one word"),
+        (["--gpus_per_node", "1", "--venv", "v", "--container", "c", *TRAINING], "exclude each other"),
+        (["--gpus_per_node", "1", "--array_limit", "2", *TRAINING], "--array_limit does nothing"),
+        (["--gpus_per_node", "1", "--array_seeds", "x", *TRAINING], "no whole number"),
+        (["--gpus_per_node", "1", "--array_seeds", "1", "2", *TRAINING], "same for several jobs"),
+    ],
+)
+def test_what_cannot_work_is_refused(arguments, said):
+    with pytest.raises(ConfigError, match=said):
+        slurm.main(arguments, World())
+
+
+@pytest.mark.parametrize(
+    ("time", "seconds"),
+    [("90", 5400), ("90:30", 5430), ("1:30:00", 5400), ("2-3", 183600), ("2-3:30", 185400), ("1-00:00:01", 86401), ("1:2:3:4", None)],
+)
+def test_time_limits_are_read_as_sbatch_reads_them(time, seconds):
+    assert slurm.seconds(time) == seconds
+
+
+def test_the_cluster_is_asked_and_its_refusal_passed_on(tmp_path, monkeypatch, capsys):
+    script = tmp_path / "job.sbatch"
+    arguments = ["--gpus_per_node", "1", "--script", str(script), *TRAINING]
+    assert "there is no sbatch here" in written(capsys, *arguments)
+    sbatch = tmp_path / "sbatch"
+    sbatch.write_text('#!/bin/bash\n[ "$1" = --test-only ] && [ -x "$2" ] && echo "sbatch: Job 7 to start" >&2\nexit "$CODE"\n')
+    sbatch.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr(slurm.shutil, "which", lambda name: str(sbatch))
+    monkeypatch.setenv("CODE", "0")
+    assert "Job 7 to start" in written(capsys, *arguments)
+    monkeypatch.setenv("CODE", "1")
+    with pytest.raises(ConfigError, match="--test-only fails"):
+        slurm.main(arguments, World())
+
+
+def test_the_documentation_names_every_flag():
+    said = (ROOT / "docs" / "multinode.md").read_text(encoding="utf-8")
+    flags = {option for action in slurm.parser()._actions for option in action.option_strings} - {"-h", "--help"}
+    assert {flag for flag in flags if flag not in said} == set()
