@@ -1,7 +1,7 @@
 """Bytes that a rank gives to collectives in one training step, by ZeRO stage: `python -m tests.benchmarks.communication`.
 
-Two ranks train the packaged MiniLM (`--model FOLDER` takes another one) for some steps per stage, with every collective of
-torch.distributed counted. What a collective counts as: the larger of what goes in and what comes out. Where links are slow, what counts
+Two ranks train a tiny BERT (`--model FOLDER` takes another one) for some steps per stage, with every collective of torch.distributed
+counted. What a collective counts as: the larger of what goes in and what comes out. Where links are slow, what counts
 is that adapters and head alone travel; at stage 3 the backbone is gathered besides, as it lies in parts on the ranks.
 """
 
@@ -23,7 +23,6 @@ from torch import Tensor
 from torch.distributed import distributed_c10d
 
 from adakron.distributed import World
-from adakron.packaged import packaged_minilm
 from adakron.stopping import StopAgreement
 from launch import train
 from launch.program import execute
@@ -138,9 +137,9 @@ def main() -> None:
     """Print a table."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", type=Path, default=None)
-    model = parser.parse_args().model or packaged_minilm()
+    model = parser.parse_args().model
     with tempfile.TemporaryDirectory() as folder:
-        found = measure(model, Path(folder))
+        found = measure(model or tiny.save_tiny_bert(Path(folder) / "model", hidden_size=64), Path(folder))
     print("| JSON | numbers trained | reduced, bytes per step | gathered, bytes per step |\n|---|---|---|---|")
     for name, one in found.items():
         reduced, gathered = split(one["collectives"])
