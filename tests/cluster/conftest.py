@@ -87,7 +87,7 @@ class Reference:
 def reference(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Reference:
     home = tmp_path_factory.mktemp("reference")
     inputs = make_inputs(home)
-    finished = python("launch/train.py", *flags(inputs, ranks=1), "--output_dir", str(home / "run"))
+    finished = python("launch/train.py", *flags(inputs, ranks=1), "--output_dir", str(home / "run"), timeout=PATIENCE)
     assert finished.returncode == 0, finished.output
     return Reference(inputs, home / "run")
 

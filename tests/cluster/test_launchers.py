@@ -12,7 +12,7 @@ from tests.cluster.launching import kill, named, pdsh, torchrun
 from tests.cluster.virtual import Cluster
 
 HOSTS = ("n1", "n2")
-LEAVING = 30.0
+LEAVING = 120.0
 """Seconds in which ranks must be gone that have nobody any more: they look every second, finish a step, save."""
 
 

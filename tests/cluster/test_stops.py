@@ -23,7 +23,7 @@ LONG = ("--max_steps", "600")
 @pytest.fixture(scope="module")
 def long_reference(reference: Reference, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("long") / "run"
-    finished = python("launch/train.py", *flags(reference.inputs, ranks=1), *LONG, "--output_dir", str(folder))
+    finished = python("launch/train.py", *flags(reference.inputs, ranks=1), *LONG, "--output_dir", str(folder), timeout=PATIENCE)
     assert finished.returncode == 0, finished.output
     return folder
 
