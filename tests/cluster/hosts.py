@@ -101,24 +101,21 @@ class Host:
                 self.inside(command), stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True, env=environment(env)
             )
 
-    def processes(self, *words: str) -> list[psutil.Process]:
-        """Live processes on this host whose command line has all these words."""
+    def processes(self, wanted: Callable[[list[str]], bool] = bool) -> list[psutil.Process]:
+        """Live processes on this host whose command line is wanted; any that has one by default."""
         found = []
         with contextlib.suppress(OSError):  # a host that is switched off has none
             namespace = os.readlink(f"/proc/{self.init.pid}/ns/pid")
             for process in psutil.process_iter():
-                with contextlib.suppress(psutil.Error, OSError):
-                    if os.readlink(f"/proc/{process.pid}/ns/pid") != namespace or process.status() == psutil.STATUS_ZOMBIE:
-                        continue
-                    line = process.cmdline()
-                    if all(word in line for word in words):
+                with contextlib.suppress(psutil.Error, OSError):  # it may end while it is looked at
+                    here = os.readlink(f"/proc/{process.pid}/ns/pid") == namespace
+                    if here and process.status() != psutil.STATUS_ZOMBIE and wanted(process.cmdline()):
                         found.append(process)
         return found
 
     def ranks(self, output_dir: Path | None = None) -> list[psutil.Process]:
         """The processes here that train (into that folder), and not what launched them."""
-        words = ("launch/train.py",) if output_dir is None else ("launch/train.py", str(output_dir))
-        return [process for process in self.processes(*words) if _is_rank(process)]
+        return self.processes(lambda words: _trains(words) and (output_dir is None or str(output_dir) in words))
 
     def kill(self) -> None:
         """End everything on this host, at once."""
@@ -128,8 +125,6 @@ class Host:
         self.fence.wait()
 
 
-def _is_rank(process: psutil.Process) -> bool:
-    with contextlib.suppress(psutil.Error):
-        program = [word for word in process.cmdline()[1:] if word != "-u"]
-        return program[:1] == ["launch/train.py"] and "python" in process.name()
-    return False
+def _trains(words: list[str]) -> bool:
+    # Launchers have the program among their words, too.
+    return words[:1] != [] and "python" in Path(words[0]).name and [word for word in words[1:] if word != "-u"][:1] == ["launch/train.py"]

@@ -39,7 +39,7 @@ class Launched:
     def processes(self) -> list[psutil.Process]:
         """Everything of the run on every host: launchers, ssh, ranks."""
         hosts = [self.cluster[LOGIN], *self.cluster.compute]
-        return [one for host in hosts for one in host.processes() if any(str(self.run) in word for word in one.cmdline())]
+        return [one for host in hosts for one in host.processes(lambda words: any(str(self.run) in word for word in words))]
 
     def wait_for_steps(self, more: int, seconds: float) -> None:
         before = logged(self.run)
@@ -105,4 +105,4 @@ def kill(processes: Sequence[psutil.Process]) -> None:
 
 def named(host: Host, name: str) -> list[psutil.Process]:
     """Processes on a host whose command is called so: a program of its own, or a script of Python's."""
-    return [process for process in host.processes() if name in [Path(word).name for word in process.cmdline()[:2]]]
+    return host.processes(lambda words: name in [Path(word).name for word in words[:2]])

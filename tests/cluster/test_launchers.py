@@ -20,8 +20,8 @@ def test_pdsh_and_its_death(with_ssh: Cluster, reference: Reference, measured: M
     given, run = flags(reference.inputs, ranks=2), tmp_path / "run"
     with pdsh(with_ssh, tmp_path, HOSTS, given, run) as launched:
         launched.wait_for_steps(20, PATIENCE)
-        kill(named(with_ssh.login, "deepspeed"))
-        kill(named(with_ssh.login, "pdsh"))
+        for name in ("deepspeed", "pdsh", "ssh"):  # what is left of them would hold the ranks' sessions open
+            kill(named(with_ssh.login, name))
         began = time.monotonic()
         wait_until(lambda: not launched.processes(), LEAVING, "all processes of the run are gone")
         measured.say(f"pdsh killed: everything gone after {time.monotonic() - began:.1f} s, saved at step {newest_step(launched.run)}")
