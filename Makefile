@@ -2,6 +2,8 @@
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
+# Test processes side by side. Launched tests start up to two ranks, each a core and about a gigabyte.
+WORKERS ?= 2
 
 VENV := .venv
 EXTRAS := quickstart,peft,nlg,test,dev
@@ -26,8 +28,9 @@ install: $(STAMP) ## the environment in .venv
 train: $(STAMP) ## the default fine-tuning run
 	deepspeed launch/train.py --deepspeed ds_configs/zero2.json
 
-test: check ## check, then all tests but test-cluster's (PYTEST_ARGS="-k name" chooses)
-	@python -m pytest $(PYTEST_ARGS)
+# A file's tests share its fixtures, so they stay in one process; the launched ones, which take longest, come first.
+test: check ## check, then all tests but test-cluster's (PYTEST_ARGS="-k name" chooses, WORKERS=1 for less memory)
+	@python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 test-cluster: $(STAMP) ## the tests on a Slurm cluster of 4 hosts, made here (root, Debian; elsewhere they say SKIPPED)
 	@python -m tests.cluster.parts

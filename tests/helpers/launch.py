@@ -31,10 +31,15 @@ class Finished:
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nobody listens on. Test processes side by side draw from ports of their own, for it is taken only later."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+        if port // 2 % workers == worker:  # Linux hands out ports of one parity first
+            return port
 
 
 def start(command: Sequence[str], *, cwd: Path = ROOT, env: Mapping[str, str] | None = None) -> "subprocess.Popen[str]":
