@@ -29,6 +29,10 @@ def publish(file: str | Path) -> Iterator[Path]:
         yield partial
         _sync(partial)
         os.replace(partial, file)
+    except OSError as error:
+        if error.filename is None:  # a full disk is met by a write, which knows no name
+            error.filename = str(file)
+        raise
     finally:
         partial.unlink(missing_ok=True)
     sync_folder(file.parent)

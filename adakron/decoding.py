@@ -201,6 +201,8 @@ def end_tokens(tokenizer: PreTrainedTokenizerBase, settings: GenerationConfig) -
         raise ConfigError(
             f"the tokenizer {tokenizer.name_or_path} has no end-of-sequence token; name the tokens that end a text: --eos_token_id"
         )
+    if len(ends) >= len(tokenizer):
+        raise ConfigError(f"eos_token_id names all of the tokenizer's {len(tokenizer)} tokens, so no text could be made of any; name fewer")
     return ends
 
 

@@ -104,6 +104,7 @@ class RowWriter:
     """Appends rows to a file that has a header."""
 
     def __init__(self, file: Path, header: Row):
+        self._file = file
         self._descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
         if os.fstat(self._descriptor).st_size == 0:
             self.append([header])
@@ -112,9 +113,13 @@ class RowWriter:
     def append(self, rows: Sequence[Row]) -> None:
         """Add rows; they are on the disk when this returns."""
         content = memoryview("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
-        while content:
-            content = content[os.write(self._descriptor, content) :]
-        os.fsync(self._descriptor)
+        try:
+            while content:
+                content = content[os.write(self._descriptor, content) :]
+            os.fsync(self._descriptor)
+        except OSError as error:  # of a full disk; a descriptor's errors know no name
+            error.filename = str(self._file)
+            raise
 
     def close(self) -> None:
         """No more rows."""

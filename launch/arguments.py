@@ -35,7 +35,11 @@ class Parser(HfArgumentParser):
         raise ConfigError(f"{message}; --help lists every flag")
 
     def parse(self, arguments: Sequence[str], origin: str = "") -> argparse.Namespace:
-        """All arguments, or a ConfigError that names the unknown ones and what they may have meant."""
+        """All arguments, or a ConfigError that names the unknown ones and what they may have meant, or one that is no text."""
+        # Python stands for bytes that it cannot decode by halves of surrogate pairs, which nothing behind this can encode.
+        undecoded = next((given for given in arguments if any("\ud800" <= letter <= "\udfff" for letter in given)), None)
+        if undecoded is not None:
+            raise ConfigError(f"{origin}the argument {undecoded[:80]!a} holds bytes that are no UTF-8; give text in UTF-8")
         try:
             namespace, unknown = self.parse_known_args(list(arguments))
         except ConfigError as error:

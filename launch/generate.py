@@ -57,6 +57,9 @@ def main(arguments: Sequence[str], world: World) -> None:
     name = task_of(Path(options.run_folder))
     if name not in PAIR_TASKS:
         raise ConfigError(f"{options.run_folder} is a run of task {name}, which generates no texts; {_WHO_DOES}")
+    given = getattr(options, "task_name", name)
+    if given not in PAIR_TASKS:
+        raise ConfigError(f"task_name is {given}, which has no sources to generate from; {_WHO_DOES} (set --task_name, or drop it)")
     output = None if options.text else Path(options.output_file or Path(options.run_folder) / f"generated_{options.split}.jsonl")
     if output is not None:
         generated_files.check_output(output)
@@ -112,6 +115,9 @@ def _check(options: argparse.Namespace) -> None:
         problems.append(f"--{own_sources[0]} gives the sources; drop --{', --'.join(idle)}, or --{own_sources[0]}")
     if options.source_file and not options.output_file:
         problems.append("--source_file needs a file to write; name it with --output_file")
+    if options.output_file and not options.output_file.endswith(".jsonl"):
+        # Of other endings two could share their text files, and launch/score.py knows JSON lines by this one.
+        problems.append(f"output_file is {options.output_file}; it must end in .jsonl (set --output_file)")
     if options.max_hours is not None and not 0.0 < options.max_hours < math.inf:
         problems.append(f"max_hours is {options.max_hours}; it must be a positive number of hours (set --max_hours)")
     if options.per_device_eval_batch_size is not None and options.per_device_eval_batch_size < 1:
@@ -163,7 +169,7 @@ def _write_texts(
     agreement = StopAgreement(LISTENER, max_hours)
     LISTENER.defer()
     with contextlib.ExitStack() as held:
-        done = distributed.on_rank_0(lambda: _claim(store, held))
+        done = distributed.on_rank_0(lambda: _claim(store, output, held))
         pending = np.array(sorted({*range(len(prompts))} - {*done}), dtype=np.int64)
         if done:
             logger.info("%s holds %d of %d rows: %d are left", store.folder, len(done), len(prompts), len(pending))
@@ -186,10 +192,15 @@ def _write_texts(
             print(f"{len(prompts)} texts in {output} ({tokens:,} tokens in {seconds:,.1f} s, {tokens / max(seconds, 1e-9):,.0f} tokens/s)")
 
 
-def _claim(store: RowStore, held: contextlib.ExitStack) -> list[int]:
+def _claim(store: RowStore, output: Path, held: contextlib.ExitStack) -> list[int]:
     """The indices of finished rows in a folder that nobody else writes until `held` ends. Rank 0 only."""
     store.folder.mkdir(parents=True, exist_ok=True)
-    held.enter_context(RunLock(store.folder))
+    held.enter_context(RunLock(store.folder, "name another file with --output_file"))
+    try:
+        generated_files.check_output(output)  # another generation may have finished while this one loaded its model
+    except ConfigError:
+        store.remove()
+        raise
     return list(store.recover())
 
 

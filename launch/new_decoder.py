@@ -23,13 +23,15 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase, P
 
 from adakron import run_folder
 from adakron.config import DataConfig, ModelConfig, TrainingConfig
-from adakron.errors import ConfigError
+from adakron.errors import ConfigError, DataError
 from adakron.launcher import World
 from adakron.tasks import create_task
 from adakron.tasks.causal import PAIR_TASKS, CausalTask
 from adakron.tokenizer import load_tokenizer
 from launch.arguments import Parser
 from launch.program import execute, refuse_launcher
+
+_SEEDS = 2**63
 
 
 def main(arguments: Sequence[str], world: World) -> None:
@@ -55,6 +57,8 @@ def main(arguments: Sequence[str], world: World) -> None:
     problems = [f"{name} is {value}; it must be at least 1 (set --{name})" for name, value in sizes.items() if value < 1]
     if not problems and options.n_embd % options.n_head:
         problems.append(f"n_embd ({options.n_embd}) must be divisible by n_head ({options.n_head}) (set --n_embd or --n_head)")
+    if not -_SEEDS <= options.seed < _SEEDS:
+        problems.append(f"seed is {options.seed}; it must be a whole number from -2^63 to 2^63 - 1 (set --seed)")
     if not 0.0 <= options.dropout < 1.0:
         problems.append(f"dropout is {options.dropout}; it is a probability in [0, 1) (set --dropout)")
     if problems:
@@ -128,12 +132,16 @@ def _texts(names: Sequence[str]) -> Iterable[str]:
     """The texts as the tasks tokenise them: files whole, sources and targets of a generation task apart."""
     for name in names:
         task_name, _, data_dir = name.partition("=")
-        data = (
-            DataConfig(task_name=task_name, data_dir=data_dir) if task_name in PAIR_TASKS else DataConfig(task_name="lm", train_file=name)
-        )
+        is_pairs = task_name in PAIR_TASKS
+        if is_pairs and not data_dir:
+            raise ConfigError(f"--vocabulary_from {name}: no folder is named; give {task_name}=DATA_DIR")
+        data = DataConfig(task_name=task_name, data_dir=data_dir) if is_pairs else DataConfig(task_name="lm", train_file=name)
         task = create_task(data, TrainingConfig())
         assert isinstance(task, CausalTask)
-        yield from task.texts("train")
+        try:
+            yield from task.texts("train")
+        except DataError as error:
+            raise DataError(f"--vocabulary_from {name}: {error}") from error
 
 
 if __name__ == "__main__":

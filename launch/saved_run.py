@@ -154,6 +154,10 @@ def open_run(
     settings = inference_settings(deepspeed, precision, batch_size=batch_size, world_size=world.world_size) if deepspeed else None
     auto_class, model_options = attachment.read_head(folder, config.adapter)
     task = create_task(config.data, config.training, model_options=model_options)
+    if task.auto_class != auto_class:
+        raise ConfigError(
+            f"task_name is {task.name}, which needs {task.auto_class}, and {folder} was trained as {auto_class}; drop --task_name"
+        )
     # What else trained than adapters is copied into whole parameters.
     in_parts = settings is not None and config.adapter.has_adapters and config.adapter.head_modules is None
     base = backbone.load_backbone(

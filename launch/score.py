@@ -26,11 +26,18 @@ from launch.program import execute, refuse_launcher
 
 References = list[list[str]]
 
+_JSON = (".jsonl", ".json")
+
 
 def main(arguments: Sequence[str], world: World) -> None:
     """Print the scores, one per line with a column for each category, or as JSON."""
     refuse_launcher(world)
     options = _parser().parse(arguments)
+    if Path(options.hypotheses).suffix.lower() in _JSON:
+        raise DataError(
+            f"HYPOTHESES is {options.hypotheses}, a file of JSON; it must be text with one hypothesis per line, such as the"
+            " <name>.hypotheses.txt of launch/generate.py (and REFERENCES comes second)"
+        )
     hypotheses = _lines(options.hypotheses)
     if not hypotheses:
         raise DataError(f"{options.hypotheses} is empty; it must hold one hypothesis per line")
@@ -63,7 +70,7 @@ def read_references(path: str, hypotheses: int) -> tuple[References, list[str] |
     hypotheses: how many there are; of one hypothesis all lines of a file without empty lines are references.
     """
     lines = _lines(path)
-    if path.endswith(".jsonl"):
+    if Path(path).suffix.lower() in _JSON:
         return _from_objects(path, lines)
     while lines and not lines[-1].strip():
         lines.pop()

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from adakron import run_folder
 from adakron.atomic import publish
 from adakron.config import DataConfig, TrainingConfig
-from adakron.errors import ConfigError
+from adakron.errors import ConfigError, DataError
 from adakron.launcher import World
 from adakron.tasks.causal import PAIR_TASKS
 from launch.arguments import Parser
@@ -45,7 +45,10 @@ def main(arguments: Sequence[str], world: World) -> None:
         if file.exists() or file in texts:
             raise ConfigError(f"{file} is there already, or would be written twice; name another --output_dir, or drop {given}")
         task = PAIR_TASKS[name](DataConfig(task_name=name, data_dir=data_dir), TrainingConfig())
-        texts[file] = [" ".join(text.split()) for text in task.split("train")["target"]]
+        try:
+            texts[file] = [" ".join(text.split()) for text in task.split("train")["target"]]
+        except DataError as error:
+            raise DataError(f"{given}: {error}") from error
     folder.mkdir(parents=True, exist_ok=True)
     for file, lines in texts.items():
         random.Random(options.seed).shuffle(lines)

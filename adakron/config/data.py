@@ -1,5 +1,6 @@
 """Settings of the task and its examples."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -51,7 +52,13 @@ class DataConfig(Settings):
     pad_to_multiple_of: int = flag(8, "Batches are padded to a multiple of this many tokens.")
 
     def problems(self) -> list[str]:
-        return positive_problems(
+        found = positive_problems(
             self, "max_seq_length", "max_train_samples", "max_eval_samples", "max_predict_samples", "pad_to_multiple_of", "stride",
             "doc_stride", "n_best_size", "max_answer_length",
         )  # fmt: skip
+        if self.null_score_diff_threshold is not None and not math.isfinite(self.null_score_diff_threshold):
+            found.append(
+                f"null_score_diff_threshold is {self.null_score_diff_threshold}; it must be a finite number, and 1e9 means that there"
+                " always is an answer (set --null_score_diff_threshold)"
+            )
+        return found

@@ -6,6 +6,9 @@ from typing import Literal
 
 from adakron.settings import Settings, flag, positive_problems
 
+_LARGEST_DIVISOR = 30  # as a power of ten: what is far beyond makes zeros and infinities of fp32 scores, all alike
+_LARGEST_PENALTY = 1e6  # likewise
+
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationConfig(Settings):
@@ -40,8 +43,16 @@ class GenerationConfig(Settings):
         ]
         if not math.isfinite(self.length_penalty):
             found.append(f"length_penalty is {self.length_penalty}; it must be a finite number (set --length_penalty)")
-        if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
-            found.append(f"repetition_penalty is {self.repetition_penalty}; it must be a positive number (set --repetition_penalty)")
+        elif abs(self.length_penalty) * math.log10(max(1, self.max_new_tokens)) > _LARGEST_DIVISOR:
+            found.append(
+                f"length_penalty is {self.length_penalty}; scores are divided by a length of up to {self.max_new_tokens} to this power, and"
+                f" that must stay within 1e-{_LARGEST_DIVISOR} and 1e{_LARGEST_DIVISOR} (set --length_penalty nearer to 0)"
+            )
+        if not 1.0 / _LARGEST_PENALTY <= self.repetition_penalty <= _LARGEST_PENALTY:
+            found.append(
+                f"repetition_penalty is {self.repetition_penalty}; it must be a positive number from {1.0 / _LARGEST_PENALTY:g} to"
+                f" {_LARGEST_PENALTY:g} (set --repetition_penalty)"
+            )
         if self.min_new_tokens > self.max_new_tokens:
             found.append(
                 f"min_new_tokens ({self.min_new_tokens}) is above max_new_tokens ({self.max_new_tokens}); lower one, or raise the other"

@@ -1,5 +1,7 @@
 """Where tokens stand in their text. Tokenizers of several kinds count the space before a word as part of its token."""
 
+import unicodedata
+
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
@@ -31,3 +33,17 @@ def trimmed(text: str, starts: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray
     after_word = np.maximum.accumulate(np.insert(np.where(word, places + 1, 0), 0, 0))
     first = np.minimum(next_word[starts], ends)
     return first, np.maximum(after_word[ends], first)
+
+
+def with_marks(text: str, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """The ends of token spans [start, end) with the combining marks (accents) that stand behind a token and belong to no other one.
+
+    Tokenizers that take accents off (BERT's for lower case) leave them out of their tokens where they are characters of their own.
+    """
+    if text.isascii():
+        return ends
+    marks = np.fromiter((unicodedata.category(letter) == "Mn" for letter in text), dtype=bool, count=len(text))
+    places = np.append(np.where(marks, len(text), np.arange(len(text))), len(text))
+    after_marks = np.minimum.accumulate(places[::-1])[::-1]  # [i]: the first character from i on that is no mark
+    reached = np.minimum(after_marks[ends], np.append(starts[1:], len(text)))
+    return np.where(ends > starts, np.maximum(ends, reached), ends)

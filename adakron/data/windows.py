@@ -7,13 +7,13 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from adakron.data.encoding import TokenTable, cache_path, cached, usable_length
-from adakron.data.offsets import check_offsets, trimmed
+from adakron.data.offsets import check_offsets, trimmed, with_marks
 from adakron.errors import ConfigError
 
 CONTEXT, NULL = 1, 2
 """Roles of tokens: part of the context; the one that stands for "no answer". All others have the role 0."""
 
-_FORMAT = "windows 1"
+_FORMAT = "windows 2"
 """Part of the cache key: raise it when what is stored changes its meaning."""
 
 _ROWS_AT_ONCE = 1000  # bounds the memory for Python lists of tokens
@@ -101,7 +101,8 @@ def _places(
         own = slice(first, first + sequences.count(1))
         roles[own] = CONTEXT
         places = np.asarray(offsets[own], dtype=np.int64)
-        spans[0, own], spans[1, own] = trimmed(context, places[:, 0], places[:, 1])
+        starts, ends = trimmed(context, places[:, 0], places[:, 1])
+        spans[0, own], spans[1, own] = starts, with_marks(context, starts, ends)
     # A tokenizer without such a token (GPT-2's) lets the first one stand for no answer.
     found = np.flatnonzero(ids == null_token) if null_token is not None else np.zeros(0, np.int64)
     roles[found[:1] if len(found) else 0] = NULL

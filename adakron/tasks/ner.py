@@ -65,10 +65,12 @@ class NerTask:
         tagged = "tags" in rows.column_names
         if not tagged and name != "test":
             raise DataError(missing_column(raw, "tags"))
+        if tagged and name == "test" and all(tags is None for tags in rows["tags"]):
+            tagged = False
         rows = first_rows(rows, self._data, name)
         rows = rows.select_columns(["tokens", "tags"] if tagged else ["tokens"])
         for number, row in enumerate(rows):
-            problem = _problem(row["tokens"], row["tags"] if tagged else None)
+            problem = _problem(**row)
             if problem:
                 raise DataError(f"{raw.source}, row {number}: {problem}")
         return rows
@@ -224,8 +226,10 @@ def read_conll(path: Path) -> datasets.Dataset:
     """The sentences of a file of columns. Lines -DOCSTART- are passed over. DataError where a line has a word and no tag, or none has."""
     tokens: list[list[str]] = [[]]
     tags: list[list[str]] = [[]]  # of the same shape
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
-        columns = line.split()
+    # Neither `splitlines` nor `split()`: words may hold no-break spaces and what else Unicode parts lines and words at.
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), start=1):
+        columns = line.replace("\t", " ").strip(" \r").split(" ")
+        columns = [column for column in columns if column]
         if not columns or columns[0] == "-DOCSTART-":
             tokens.append([])
             tags.append([])
@@ -241,10 +245,11 @@ def read_conll(path: Path) -> datasets.Dataset:
     return datasets.Dataset.from_dict({"tokens": [row for row in tokens if row], "tags": [row for row in tags if row]})
 
 
-def _problem(tokens: Any, tags: Any) -> str:
+def _problem(tokens: Any, tags: Any = ()) -> str:
+    """What is wrong with a sentence; () for no column of tags."""
     if not isinstance(tokens, list) or not tokens or not all(isinstance(word, str) and word.strip() for word in tokens):
         return f"tokens is {shown(tokens)}; it must be a list of words, none of them empty"
-    if tags is None:
+    if tags == ():
         return ""
     if not isinstance(tags, list) or len(tags) != len(tokens):
         return f"tags is {shown(tags)}; it must be a list with one tag for each of the {len(tokens)} tokens"

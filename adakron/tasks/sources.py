@@ -212,7 +212,8 @@ def _diagnosis(path: Path, error: Exception) -> str:
             problem = _json_problem(file)
         if problem:
             return f"{path}, {problem}"
-    if "corresponds to no data" in str(error):
+    # pyarrow's words for a table without rows are about the batches that it would make of them.
+    if "corresponds to no data" in str(error) or "BatchSize must be greater than 0" in str(error.__cause__):
         return f"{path} holds no rows; it must hold at least one example"
     reason = " ".join(str(error.__cause__ or error).split()) or type(error).__name__
     return f"{path} cannot be read as {path.suffix[1:]}: {reason}"

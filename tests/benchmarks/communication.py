@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributed import distributed_c10d
 
-from adakron.distributed import World
+from adakron.launcher import World
 from adakron.stopping import StopAgreement
 from launch import train
 from launch.program import execute

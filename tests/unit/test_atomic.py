@@ -91,3 +91,9 @@ def test_a_renamed_folder_is_synced_after_its_name(tmp_path: Path, monkeypatch: 
     )
     atomic.rename_folder(tmp_path / "old", tmp_path / "new")
     assert seen == [(tmp_path, True)]
+
+
+def test_a_write_that_fails_names_the_file(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space left on device") as caught, publish(tmp_path / "file"):
+        raise OSError(errno.ENOSPC, "No space left on device")  # as a write does it, which knows no name
+    assert caught.value.filename == str(tmp_path / "file")

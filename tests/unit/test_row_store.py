@@ -1,6 +1,7 @@
 """Rows survive whatever kills their writer, and nothing is mixed with rows of another job."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -129,3 +130,12 @@ def test_killed_writers_lose_nothing_they_said_was_done(tmp_path: Path) -> None:
         assert [*range(max(found) + 1)] == sorted(found)
         assert all(len(found[index]["text"]) == index % 3000 for index in found)
     assert len(said) == len({*said}), "no row was written twice"
+
+
+def test_a_full_disk_is_named_with_the_file(tmp_path: Path) -> None:
+    store = store_in(tmp_path)
+    with store.writer(0) as writer, open("/dev/full", "wb") as full:
+        os.dup2(full.fileno(), writer._descriptor)
+        with pytest.raises(OSError, match="No space left on device") as caught:
+            writer.append([row(1)])
+    assert caught.value.filename == str(store.folder / "rows-rank0.jsonl")

@@ -31,7 +31,9 @@ def answer_positions(table: TokenTable, answers: Sequence[Sequence[str]], starts
             continue
         first = int(context[0])
         begins, ends = (table.features[name][own][first : first + len(context)] for name in ("char_starts", "char_ends"))
-        if begins[0] <= begin and end <= ends[-1]:
+        # At the edges of the context it may hold characters that no token stands for.
+        at_start, at_end = window == 0 or table.rows[window - 1] != row, window + 1 == len(table.rows) or table.rows[window + 1] != row
+        if (at_start or begins[0] <= begin) and (at_end or end <= ends[-1]):
             found = int(np.searchsorted(ends, begin, side="right")), int(np.searchsorted(begins, end, side="left")) - 1
             if found[0] <= found[1]:
                 positions[window] = first + found[0], first + found[1]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from adakron.data.windows import CONTEXT, NULL
 
-_WINDOWS_AT_ONCE = 2048  # bounds the memory for all pairs of candidates
+_PAIRS_AT_ONCE = 2**20  # of starts and ends, which bounds the memory for them
 
 
 def window_outputs(logits: Tensor, roles: Tensor, count: int, losses: Tensor) -> Tensor:
@@ -68,10 +68,9 @@ def best_spans(scores: WindowScores, questions: np.ndarray, count: int, max_toke
     questions: (N,) the question of each window. max_tokens: longest span. A span begins no later than it ends. Equal sums keep the
     order of windows, then of starts and ends by their own logits.
     """
-    parts = [
-        _best_in_windows(scores, slice(at, at + _WINDOWS_AT_ONCE), count, max_tokens) for at in range(0, len(questions), _WINDOWS_AT_ONCE)
-    ]
-    windows = np.concatenate([part[0] + at * _WINDOWS_AT_ONCE for at, part in enumerate(parts)])
+    at_once = max(1, _PAIRS_AT_ONCE // scores.starts.shape[-1] ** 2)
+    parts = [_best_in_windows(scores, slice(at, at + at_once), count, max_tokens) for at in range(0, len(questions), at_once)]
+    windows = np.concatenate([part[0] + at * at_once for at, part in enumerate(parts)])
     firsts, lasts, start_logits, end_logits = (np.concatenate([part[1][column] for part in parts]) for column in range(4))
     order = np.lexsort((-(start_logits + end_logits), questions[windows]))
     owners = questions[windows][order]

@@ -50,6 +50,7 @@ class QuestionTask:
         self._label_smoothing = training.label_smoothing
         self.unanswerable = data.task_name == "squad_v2" or data.version_2_with_negative
         self.n_best = data.n_best_size or 20
+        self._candidates = min(self.n_best, data.max_seq_length)  # no window has more starts than tokens
         self._loaded: dict[str, datasets.Dataset] | None = None
         self._tables: dict[str, TokenTable] = {}
 
@@ -117,12 +118,12 @@ class QuestionTask:
         return losses.sum(), logits
 
     def predict(self, forward: Forward, batch: Batch) -> Tensor:
-        """(B, 4 n_best + 3) fp32, see `window_outputs`: what post-processing needs of a window, however long it is."""
+        """(B, 4 candidates + 3) fp32, see `window_outputs`: what post-processing needs of a window, however long it is."""
         logits = self._logits(forward, batch)
         losses = logits.new_zeros(len(logits))
         if "positions" in batch:
             losses = _losses(logits.flatten(0, 1), batch["positions"].flatten()).view(-1, 2).sum(-1)
-        return window_outputs(logits, batch["roles"], self.n_best, losses)
+        return window_outputs(logits, batch["roles"], self._candidates, losses)
 
     def _logits(self, forward: Forward, batch: Batch) -> Tensor:
         """(B, 2, T) fp32, of starts and ends, padding hidden."""
@@ -142,7 +143,7 @@ class QuestionTask:
         answers = dict(zip(rows[ID], self._answers(rows, self._tables[split], outputs), strict=True))
         references = dict(zip(rows[ID], rows[ANSWERS], strict=True))
         texts = {name: answer.text for name, answer in answers.items()}
-        loss = float(WindowScores.of(outputs, self.n_best).losses.astype(np.float64).sum()) / (2 * len(outputs))
+        loss = float(WindowScores.of(outputs, self._candidates).losses.astype(np.float64).sum()) / (2 * len(outputs))
         if not self.unanswerable:
             return {**squad.squad_v1(texts, references), "loss": loss}
         odds = {name: answer.null_odds or 0.0 for name, answer in answers.items()}
@@ -151,7 +152,7 @@ class QuestionTask:
     def _answers(self, rows: datasets.Dataset, table: TokenTable, outputs: np.ndarray) -> list[Answer]:
         threshold = self._data.null_score_diff_threshold or 0.0
         found = find_answers(
-            WindowScores.of(outputs, self.n_best),
+            WindowScores.of(outputs, self._candidates),
             table,
             rows[CONTEXT][:],
             n_best=self.n_best,

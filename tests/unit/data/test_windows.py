@@ -11,7 +11,7 @@ from transformers import BertTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from adakron.data import windows
 from adakron.data.encoding import TokenTable
-from adakron.data.offsets import check_offsets, trimmed
+from adakron.data.offsets import check_offsets, trimmed, with_marks
 from adakron.data.windows import CONTEXT, NULL, encode_windows
 from adakron.errors import ConfigError
 from tests.helpers.letters import letter_tokenizer
@@ -127,3 +127,18 @@ def test_windows_are_tokenised_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert np.array_equal(first.rows, again.rows)
     assert first.features.keys() == again.features.keys()
     assert all(np.array_equal(first.features[name], again.features[name]) for name in first.features)
+
+
+def test_an_accent_that_no_token_holds_goes_with_the_letter_before_it(tmp_path: Path) -> None:
+    text = "cafe\u0301 e\u0301te\u0301"
+    starts, ends = np.array([0, 6, 9, 6]), np.array([4, 7, 10, 6])
+    assert with_marks(text, starts[:3], ends[:3]).tolist() == [5, 8, 11]
+    assert with_marks(text, starts[3:], ends[3:]).tolist() == [6], "a token without characters stays one"
+    # Bytes: the accent has tokens of its own.
+    assert with_marks(text, np.array([3, 4, 4]), np.array([4, 5, 5])).tolist() == [4, 5, 5]
+    words = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4, "cafe": 5, "noir": 6}
+    tokenizer = BertTokenizer(vocab=words, do_lower_case=True)
+    context = "Cafe\u0301 noir, cafe\u0301"
+    table = encode(rows(("noir", context)), tokenizer, 20, 2, tmp_path)
+    spans = zip(window(table, 0, "char_starts"), window(table, 0, "char_ends"), strict=True)
+    assert [context[a:b] for a, b in spans if a >= 0] == ["Cafe\u0301", "noir", ",", "cafe\u0301"]

@@ -14,10 +14,11 @@ from adakron.config import GenerationConfig
 from adakron.errors import AdaKronError, ConfigError
 from adakron.launcher import World
 from adakron.row_store import Row, RowStore
+from adakron.run_lock import RunLock
 from adakron.tasks.causal import Prompts
 from launch.generate import main
 from launch.generated_files import check_output, description, folder_of, publish_rows
-from launch.saved_run import open_run, saved_run_parser
+from launch.saved_run import SavedRun, open_run, saved_run_parser
 from launch.score import read_references
 from tests.helpers.saved_runs import write_run
 from tests.helpers.tiny import save_byte_gpt2, save_tiny_bert, write_classification, write_jsonl
@@ -40,12 +41,20 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["--text", "a", "--output_file", "b"], "--text gives the sources; drop --output_file, or --text"),
         (["--source_file", "a", "--test_file", "b"], "--source_file gives the sources; drop --test_file"),
         (["--source_file", "a"], "--source_file needs a file to write; name it with --output_file"),
+        (["--output_file", "texts_0.8"], "output_file is texts_0.8; it must end in .jsonl"),
+        (["--task_name", "lm"], "task_name is lm, which has no sources to generate from; those of e2e_nlg"),
+        (["--text", "a", "--task_name", "sst2"], "task_name is sst2, which has no sources"),
+        (["--text", "\udcff"], "the argument '\\udcff' holds bytes that are no UTF-8"),
+        (["--text", "a", "--length_penalty", "400"], "length_penalty is 400.0; scores are divided by a length of up to 64 to this power"),
+        (["--text", "a", "--length_penalty=-17"], "length_penalty is -17.0"),
+        (["--text", "a", "--repetition_penalty", "1e-40"], "repetition_penalty is 1e-40; it must be a positive number from 1e-06"),
+        (["--text", "a", "--eos_token_id", ",".join(map(str, range(257)))], "names all of the tokenizer's 257 tokens"),
         (["--max_hours", "0"], "max_hours is 0.0; it must be a positive number of hours"),
         (["--per_device_eval_batch_size", "0"], "per_device_eval_batch_size is 0; it must be at least 1"),
         (["--num_beams", "0"], "num_beams is 0; it must be at least 1"),
         (["--without_adapter", "--inference_level", "3"], "--without_adapter leaves it out; drop one"),
         (["--split", "validation"], "no split validation among the data"),
-        (["--source_file", "absent.txt", "--output_file", "b"], "--source_file absent.txt: cannot be read"),
+        (["--source_file", "absent.txt", "--output_file", "b.jsonl"], "--source_file absent.txt: cannot be read"),
     ],
 )
 def test_what_is_refused(run: Path, words: Sequence[str], problem: str) -> None:
@@ -78,6 +87,30 @@ def test_a_line_is_a_source_whatever_it_holds(run: Path, tmp_path: Path) -> None
     main([str(run), "--source_file", str(file), "--output_file", str(output), "--num_beams", "1", "--max_new_tokens", "2"], World())
     assert [json.loads(line)["source"] for line in output.read_text(encoding="utf-8").split("\n")[:-1]] == sources
     assert len((tmp_path / "out.hypotheses.txt").read_text(encoding="utf-8").splitlines()) == 3
+
+
+@pytest.mark.parametrize("other", ["5", "1"])
+def test_what_finished_meanwhile_is_not_overwritten(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: str) -> None:
+    output = tmp_path / "out.jsonl"
+    words = [str(run), "--output_file", str(output), "--max_new_tokens", "3", "--num_beams"]
+
+    def slowly(*given: object, **options: object) -> SavedRun:
+        monkeypatch.undo()
+        main([*words, "1"], World())  # while the second one still loads its model
+        return open_run(*given, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("launch.generate.open_run", slowly)
+    with pytest.raises(ConfigError, match=r"out.jsonl, .* exists; name another file with --output_file"):
+        main([*words, other], World())
+    assert len(output.read_text(encoding="utf-8").splitlines()) == 1
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["out.hypotheses.txt", "out.jsonl", "out.references.txt"]
+
+
+def test_a_file_that_another_generation_writes_is_refused_with_its_own_flag(run: Path, tmp_path: Path) -> None:
+    folder = folder_of(tmp_path / "out.jsonl")
+    folder.mkdir()
+    with RunLock(folder), pytest.raises(ConfigError, match=r"is being written by process .* or name another file with --output_file"):
+        main([str(run), "--output_file", str(tmp_path / "out.jsonl"), "--max_new_tokens", "2", "--num_beams", "1"], World())
 
 
 def two_prompts(**changes: object) -> Prompts:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Tokenizer
 
-from adakron.errors import ConfigError
+from adakron.errors import ConfigError, DataError
 from adakron.launcher import World
 from launch import new_decoder
 from tests.helpers.shared import shared_data
@@ -67,4 +67,11 @@ def test_what_cannot_be_made_is_refused(tmp_path: Path) -> None:
         new_decoder.main([*given, "--vocabulary_from", str(tmp_path / "text.txt")], ALONE)
     with pytest.raises(ConfigError, match=r"n_embd \(30\) must be divisible by n_head \(4\)"):
         new_decoder.main([*given, "--n_embd", "30"], ALONE)
+    with pytest.raises(ConfigError, match="seed is 9223372036854775808; it must be a whole number from"):
+        new_decoder.main([*given, "--seed", str(2**63)], ALONE)
+    byte_tokenizer().save_pretrained(tmp_path / "words")
+    with pytest.raises(ConfigError, match="--vocabulary_from pairs: no folder is named; give pairs=DATA_DIR"):
+        new_decoder.main([*given, "--vocabulary_from", "pairs"], ALONE)
+    with pytest.raises(DataError, match=r"--vocabulary_from .*absent.txt: train_file is"):
+        new_decoder.main([*given, "--vocabulary_from", str(tmp_path / "absent.txt")], ALONE)
     assert not (tmp_path / "model").exists() or not any((tmp_path / "model").iterdir())

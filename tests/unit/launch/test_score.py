@@ -84,6 +84,17 @@ def test_errors_name_file_and_line(tmp_path: Path, hypotheses: str | bytes, refe
         run(tmp_path, hypotheses, references, suffix=suffix)
 
 
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "JSONL"])
+def test_json_lines_are_taken_for_what_they_are_whatever_their_place(tmp_path: Path, suffix: str) -> None:
+    rows = "".join(json.dumps({"text": "a b", "references": ["a b"]}) + "\n" for _ in range(2))
+    run(tmp_path, "a b\na b\n", rows, suffix=suffix)
+    with pytest.raises(DataError, match=r"HYPOTHESES is .*, a file of JSON; it must be text with one hypothesis per line"):
+        score.main([str(tmp_path / f"ref.{suffix}"), str(tmp_path / "hyp.txt")], World())
+    (tmp_path / f"ref.{suffix}").write_text("a b\nc d\n")
+    with pytest.raises(DataError, match=":1: not JSON"):
+        score.main([str(tmp_path / "hyp.txt"), str(tmp_path / f"ref.{suffix}")], World())
+
+
 def test_other_errors(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere: cannot be read \(No such file"):
         score.main([str(tmp_path / "nowhere"), "x"], World())

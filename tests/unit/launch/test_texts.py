@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from adakron.errors import ConfigError
+from adakron.errors import ConfigError, DataError
 from adakron.launcher import World
 from launch import texts
 from tests.helpers.tiny import write_jsonl
@@ -28,3 +28,8 @@ def test_targets_alone_are_written_a_line_each_in_a_seeded_order(tmp_path: Path)
         with pytest.raises(ConfigError):
             texts.main([wrong, data, "--output_dir", str(tmp_path / "none")], ALONE)
     assert not (tmp_path / "none").exists()
+
+
+def test_bad_data_is_named_with_what_was_given(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"pairs=.*nowhere: data_dir is .*nowhere, which is missing"):
+        texts.main([f"pairs={tmp_path / 'nowhere'}", "--output_dir", str(tmp_path / "none")], ALONE)

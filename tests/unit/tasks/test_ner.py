@@ -149,3 +149,25 @@ def test_columns(tmp_path: Path) -> None:
 def test_bad_rows(tmp_path: Path, row: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         task(tmp_path, [row]).splits()
+
+
+def test_tags_that_are_null(tmp_path: Path) -> None:
+    untagged = {"tokens": ["a"], "tags": None}
+    made = task(tmp_path)
+    write_jsonl(tmp_path / "test.jsonl", [untagged, untagged])
+    assert made.splits()["test"].column_names == ["tokens"]
+    for split, rows in (("test", [ROWS[0], untagged]), ("validation", [untagged])):
+        task(tmp_path)
+        write_jsonl(tmp_path / f"{split}.jsonl", rows)
+        broken = create_task(DataConfig(task_name="ner", data_dir=str(tmp_path)), TrainingConfig())
+        with pytest.raises(DataError, match="tags is None; it must be a list with one tag for each of the 1 tokens"):
+            broken.splits()
+
+
+def test_columns_are_parted_by_spaces_and_tabs_alone(tmp_path: Path) -> None:
+    file = tmp_path / "train.conll"
+    file.write_bytes("10\u00a0000 NN\tB-SUM\r\nwor\u2028d\x85x  O \r\n\r\nb O".encode())
+    assert read_conll(file).to_list() == [
+        {"tokens": ["10\u00a0000", "wor\u2028d\x85x"], "tags": ["B-SUM", "O"]},
+        {"tokens": ["b"], "tags": ["O"]},
+    ]

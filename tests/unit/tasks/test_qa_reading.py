@@ -1,15 +1,21 @@
 """Questions from files: which forms are read, and how what is wrong is named."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from adakron.config import DataConfig, TrainingConfig
+from adakron.data.encoding import TokenTable
 from adakron.errors import ConfigError, DataError
 from adakron.tasks import create_task
-from tests.helpers.questions import CONTEXT, row, task_of
+from adakron.tasks.qa.labels import answer_positions
+from tests.helpers.letters import letter_tokenizer
+from tests.helpers.questions import CONTEXT, model, row, task_of
 
 
 def test_nested_files_hold_the_same_questions_as_rows(tmp_path: Path) -> None:
@@ -71,3 +77,41 @@ def test_settings_of_other_tasks_are_refused(tmp_path: Path) -> None:
         task_of(tmp_path, [], "squad_v2", version_2_with_negative=True)
     with pytest.raises(ConfigError, match="doc_stride is 4, but task sst2 has no questions on a context"):
         create_task(DataConfig(task_name="sst2", doc_stride=4), TrainingConfig())
+
+
+def test_an_answer_at_the_edge_of_a_context_may_have_characters_that_no_token_has() -> None:
+    # Two windows of "?ab cd?", from which the tokenizer drops both question marks.
+    table = TokenTable(
+        features={
+            "roles": np.array([2, 1, 1, 2, 1, 1]),
+            "char_starts": np.array([-1, 1, 2, -1, 4, 5]),
+            "char_ends": np.array([-1, 2, 3, -1, 5, 6]),
+        },
+        offsets=np.array([0, 3, 6]),
+        truncated=0,
+        rows=np.array([0, 0]),
+    )
+    none = [[0, 0], [0, 0]]
+    for text, start, expected in (
+        ("?ab", 0, [[1, 2], [0, 0]]), ("cd?", 4, [[0, 0], [1, 2]]), ("?ab c", 0, none), ("?", 0, none),
+    ):  # fmt: skip
+        assert answer_positions(table, [[text]], [[start]]).tolist() == expected, text
+
+
+@pytest.mark.parametrize("threshold", [math.nan, math.inf, -math.inf])
+def test_a_threshold_that_no_json_can_hold_is_refused(threshold: float) -> None:
+    with pytest.raises(ConfigError, match=r"null_score_diff_threshold is .*; it must be a finite number"):
+        DataConfig(task_name="squad_v2", null_score_diff_threshold=threshold)
+
+
+def test_a_list_of_any_length_takes_no_more_memory_than_there_are_spans(tmp_path: Path) -> None:
+    task = task_of(tmp_path, [row("a", "c"), row("b", "d e")], n_best_size=10**6)
+    encoded = task.encode("validation", letter_tokenizer())
+    batch = task.collate(encoded, range(len(encoded)), 0)
+    logits = torch.randn(len(encoded), 2, batch["input_ids"].shape[1], generator=torch.Generator().manual_seed(0))
+    outputs = task.predict(model(logits), batch).numpy()
+    assert outputs.shape == (len(encoded), 4 * 8 + 3)
+    task.write_predictions("validation", outputs, tmp_path / "out")
+    (listed, _) = json.loads((tmp_path / "out" / "validation_nbest_predictions.json").read_text()).values()
+    # Of the windows' 4, 4 and 3 tokens every pair in order, and no answer.
+    assert len(listed) == 10 + 10 + 6 + 1
