@@ -18,10 +18,10 @@ export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test check clean
+.PHONY: help install train test test-cluster check clean
 
 help: ## what can be made
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
 
 install: $(STAMP) ## the environment in .venv
 
@@ -29,8 +29,12 @@ train: $(STAMP) ## the default fine-tuning run
 	deepspeed launch/train.py --deepspeed ds_configs/zero2.json
 
 # A file's tests share its fixtures, so they stay in one process; the launched ones, which take longest, come first.
-test: check ## check, then all tests (PYTEST_ARGS="-k name" chooses, WORKERS=1 for less memory)
+test: check ## check, then all tests but test-cluster's (PYTEST_ARGS="-k name" chooses, WORKERS=1 for less memory)
 	@python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+
+test-cluster: $(STAMP) ## the tests on a Slurm cluster of 4 hosts, made here (root, Debian; elsewhere they say SKIPPED)
+	@python -m tests.cluster.parts
+	@python -m pytest -m cluster tests/cluster $(PYTEST_ARGS)
 
 check: $(STAMP) ## lint, format, types, import layers
 	ruff check .

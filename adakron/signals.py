@@ -1,4 +1,5 @@
-"""Signals that ask a run to stop. They only set a mark; the loop stops where all ranks can (`adakron.stopping`).
+"""What asks a run to stop: signals, and a launcher that is gone. They only set a mark; the loop stops where all ranks can
+(`adakron.stopping`).
 
 Standard library only: a program listens before it imports what takes seconds.
 """
@@ -10,6 +11,8 @@ import socket
 import threading
 import time
 
+from adakron.ancestors import watch_launchers
+
 EXIT_STOPPED = 75
 """Exit code of a run that was asked to stop and can go on later (EX_TEMPFAIL of sysexits.h)."""
 
@@ -17,6 +20,11 @@ EXIT_INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
 
 ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+LAUNCHER_GONE = "the end of its launcher"
+
+REASONS = (*(number.name for number in ASKING), LAUNCHER_GONE)
+"""Everything that can ask a run to stop, by the words of its messages."""
 
 SECOND_WITHIN = 3.0
 """Two Ctrl-C within so many seconds: leave at once."""
@@ -26,7 +34,7 @@ _ONE_KEYPRESS = 0.3
 
 
 class SignalListener:
-    """Notes which signal asked to stop, from the moment `listen` is called.
+    """Notes what asked to stop, one of REASONS, from the moment `listen` is called.
 
     A thread reads the numbers that Python's own C handler writes, so that a signal counts even while the main thread waits inside
     a collective or a library. Until `defer` there is nothing to save and perhaps no peer to agree with: a signal ends the process
@@ -37,7 +45,7 @@ class SignalListener:
 
     def __init__(self, work: str = "training", boundary: str = "at the next step, with a checkpoint") -> None:
         self._work, self._boundary = work, boundary
-        self.asked: signal.Signals | None = None
+        self.asked: str | None = None
         self.started = time.monotonic()
         self._deferred = False
         self._last_interrupt: float | None = None
@@ -50,6 +58,7 @@ class SignalListener:
         signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
         for number in ASKING:
             signal.signal(number, lambda *_: None)  # the thread does the work; without a handler the process would end here
+        watch_launchers(lambda: self._note(LAUNCHER_GONE))
 
     def defer(self) -> None:
         """From now on a signal asks, and does not end the process."""
@@ -59,15 +68,15 @@ class SignalListener:
         # `writer` is held here: were it collected, its number would go to another file.
         while number := reader.recv(1):
             if number[0] in ASKING:
-                self._note(signal.Signals(number[0]))
+                self._note(signal.Signals(number[0]).name)
 
-    def _note(self, received: signal.Signals) -> None:
+    def _note(self, received: str) -> None:
         if not self._deferred:
             # Whichever rank was signalled says so: a signal to one alone ends all, and the others only know that it is gone.
-            _say(f"{_of_rank()}stopped by {received.name} before {self._work} began; nothing was written")
+            _say(f"{_of_rank()}stopped by {received} before {self._work} began; nothing was written")
             os._exit(EXIT_STOPPED)
         now = time.monotonic()
-        if received == signal.SIGINT:
+        if received == signal.SIGINT.name:
             since = now - self._last_interrupt if self._last_interrupt is not None else None
             if since is not None and _ONE_KEYPRESS < since <= SECOND_WITHIN:
                 leave(EXIT_INTERRUPTED, "interrupted twice: left at once; what was saved can be resumed from")
@@ -76,7 +85,7 @@ class SignalListener:
         if self.asked is None:
             self.asked = received
             if os.environ.get("LOCAL_RANK", "0") == "0":
-                _say(f"{received.name}: stopping {self._boundary} (Ctrl-C twice within 3 s leaves at once)")
+                _say(f"{received}: stopping {self._boundary} (Ctrl-C twice within 3 s leaves at once)")
 
 
 def leave(code: int, text: str) -> None:

@@ -5,7 +5,6 @@ reduction of one number on a host group of its own and looks at the result of th
 step does not wait, and the decision comes one boundary late, on all ranks alike, whichever ranks a signal reached and when.
 """
 
-import signal
 import time
 from typing import Any
 
@@ -13,9 +12,9 @@ import torch
 import torch.distributed as dist
 
 from adakron import distributed
-from adakron.signals import ASKING, SignalListener
+from adakron.signals import REASONS, SignalListener
 
-_BUDGET = len(ASKING) + 1
+_BUDGET = len(REASONS) + 1
 
 
 class StopRequest(Exception):
@@ -55,11 +54,11 @@ class StopAgreement:
 
     def _wish(self) -> int:
         if self._listener.asked is not None:
-            return ASKING.index(self._listener.asked) + 1
+            return REASONS.index(self._listener.asked) + 1
         return _BUDGET if self._deadline is not None and time.monotonic() >= self._deadline else 0
 
     def _raise(self, answer: int) -> None:
         if answer == _BUDGET:
             raise StopRequest(f"max_hours {self._max_hours:g}")
         if answer:
-            raise StopRequest(signal.Signals(ASKING[answer - 1]).name)
+            raise StopRequest(REASONS[answer - 1])

@@ -15,10 +15,9 @@ from adakron import distributed, launcher
 from adakron.errors import AdaKronError, ConfigError
 from adakron.launcher import World
 from adakron.log import get_logger, setup_logging
-from adakron.redaction import redact
 from adakron.signals import EXIT_INTERRUPTED, EXIT_STOPPED
 from adakron.stopping import StopRequest
-from launch.failures import end_rank, is_lost_peer, without_deterministic_kernel
+from launch.failures import end_rank, is_lost_peer, say, without_deterministic_kernel
 from launch.messages import explained, paragraph
 
 EXIT_ERROR = 2
@@ -47,7 +46,7 @@ def execute(main: Callable[[Sequence[str], World], int | None]) -> NoReturn:
     except SystemExit as stop:  # argparse: 0 after --help, 2 after a wrong flag, its message printed
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except BaseException as error:
-        print(redact("".join(traceback.format_exception(error))), file=sys.stderr)
+        say("".join(traceback.format_exception(error)))
         code = EXIT_UNEXPECTED
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
@@ -78,7 +77,7 @@ def run_program(main: Callable[[Sequence[str], World], int | None]) -> int:
         return main(sys.argv[1:], world) or 0
     except StopRequest as stop:
         if world.local_rank == 0:
-            print(stop, file=sys.stderr, flush=True)
+            say(str(stop))  # whoever read standard error may be what asked, by its end
         return EXIT_STOPPED
     except Exception as error:
         known = error if isinstance(error, AdaKronError) else without_deterministic_kernel(error)

@@ -19,7 +19,7 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from adakron import distributed
+from adakron import distributed, launcher
 from adakron.config import AdapterConfig, GenerationConfig
 from adakron.decoding import BeamDecoder, decode_prompts
 from adakron.models import adapt
@@ -63,7 +63,8 @@ def main() -> None:
 def measure(file: Path) -> None:
     """Rank 0 writes tokens per second of all ranks together, by form."""
     torch.set_num_threads(1)
-    world = distributed.read_world(os.environ)
+    world = launcher.read_world(os.environ)
+    launcher.join(world, os.environ)
     distributed.form_group(world, torch.device("cpu"))
     torch.manual_seed(0)
     model = GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, n_embd=256, n_layer=6, n_head=8, n_positions=256)).eval()

@@ -22,7 +22,7 @@ if "defer" in sys.argv:
 print("ready", flush=True)
 for _ in range(500):
     time.sleep(0.01)
-print(listener.asked and listener.asked.name, flush=True)
+print(listener.asked, flush=True)
 """
 
 

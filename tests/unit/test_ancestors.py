@@ -1,0 +1,101 @@
+"""Which processes above a rank are its launcher, and what happens when one of them is killed. Shell scripts play the launchers."""
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from adakron.ancestors import launchers
+from tests.helpers.launch import ROOT
+
+RANK = """
+import pathlib, sys, time
+from adakron.signals import SignalListener
+listener = SignalListener()
+listener.listen()
+pathlib.Path(sys.argv[1]).write_text("ready")
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Iterator[Callable[..., list[psutil.Process]]]:
+    """Starts nested commands, the outermost first, around a rank that listens: its process, then its parents."""
+    outermost: list[subprocess.Popen[bytes]] = []
+
+    def start(*names: str) -> list[psutil.Process]:
+        rank, ready = tmp_path / "rank.py", tmp_path / "ready"
+        rank.write_text(RANK)
+        inner = f"{sys.executable} {rank} {ready}"
+        for number, (name, *words) in enumerate(name.split() for name in reversed(names)):
+            script = tmp_path / str(number) / name
+            script.parent.mkdir()
+            script.write_text(f"{inner} &\nwait $!\n")
+            inner = f"(exec -a {'sshd:' if name == 'sshd' else 'bash'} bash {script} {' '.join(words)})"
+        outermost.append(subprocess.Popen(["bash", "-c", f"{inner}\nexit"], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}))
+        deadline = time.monotonic() + 30
+        while not ready.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        everyone = psutil.Process(outermost[0].pid).children(recursive=True)
+        found = next(child for child in everyone if child.cmdline()[1:2] == [str(rank)])
+        started.extend(everyone)
+        return [found, *found.parents()]
+
+    started: list[psutil.Process] = []
+    yield start
+    for process in started:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    for shell in outermost:
+        shell.kill()
+        shell.wait()
+
+
+def named(process: psutil.Process) -> list[str]:
+    return [Path(word).name for one in launchers(process.pid) for word in one.words[1:2]]
+
+
+@pytest.mark.parametrize(
+    ("commands", "launching"),
+    [
+        (["nohup.sh"], []),
+        (["nohup.sh", "torchrun"], ["torchrun"]),
+        (["nohup.sh", "deepspeed", "python -m deepspeed.launcher.launch"], ["python", "deepspeed"]),
+        # Below an ssh session that the user opened, the command is what counts; else the session stands for it.
+        (["sshd", "deepspeed", "python -m deepspeed.launcher.launch"], ["python", "deepspeed"]),
+        (["sshd", "shell", "python -m deepspeed.launcher.launch"], ["python", "shell", "sshd"]),
+        (["shell", "python -m deepspeed.launcher.launch"], ["python"]),
+    ],
+)
+def test_launchers_end_at_the_command_that_the_user_gave(tree, commands, launching):
+    assert named(tree(*commands)[0]) == launching
+
+
+@pytest.mark.parametrize("killed", [1, 2])
+def test_a_rank_ends_with_any_of_its_launchers(tree, killed):
+    family = tree("nohup.sh", "deepspeed", "python -m deepspeed.launcher.launch")
+    family[killed].kill()
+    assert_gone(family[0])
+
+
+def test_a_rank_outlives_what_its_launcher_was_started_by(tree):
+    rank, *above = tree("nohup.sh", "torchrun")
+    above[1].kill()
+    time.sleep(2.5)
+    assert rank.is_running()
+    above[0].kill()
+    assert_gone(rank)
+
+
+def assert_gone(rank: psutil.Process) -> None:
+    deadline = time.monotonic() + 10
+    while rank.is_running() and rank.status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
