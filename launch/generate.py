@@ -78,6 +78,8 @@ def main(arguments: Sequence[str], world: World) -> None:
     )
     store = RowStore(generated_files.folder_of(output), described, len(prompts))
     _write_texts(decoder, prompts, options.per_device_eval_batch_size, world, store, output, options.max_hours)
+    if world.rank == 0 and all(prompts.references):
+        print(f"score them with: {generated_files.score_command(output, run.task.name)}")
 
 
 _WHO_DOES = f"those of {', '.join(PAIR_TASKS)} do"
@@ -160,7 +162,7 @@ def _print_texts(decoder: BeamDecoder, prompts: Prompts, batch_size: int, world:
     found = {row.index: row.text for rows in distributed.all_gather_object(mine) for row in rows}
     if world.rank == 0:
         for index in range(len(prompts)):
-            print(found[index])
+            print(generated_files.one_line(found[index]))
 
 
 def _write_texts(

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ def check_output(output: Path) -> None:
     if not holds_rows(folder_of(output)):  # else a generation goes on, and its files, if any, are written again
         taken = [str(file) for file in files_of(output) if file.exists()]
         if taken:
-            raise ConfigError(f"{', '.join(taken)} exists; name another file with --output_file, or delete it")
+            raise ConfigError(f"{', '.join(taken)} would be overwritten; name another file with --output_file, or delete what is there")
 
 
 def description(run: SavedRun, settings: GenerationConfig, prompts: Prompts, ends: Sequence[int], *, unchecked: bool, bare: bool) -> Row:
@@ -67,9 +68,9 @@ def publish_rows(store: RowStore, prompts: Prompts, output: Path) -> None:
             " ranks do not share the folder; put --output_file where all hosts see it, and start again"
         )
     jsonl, hypotheses, references = files_of(output)
-    _write(hypotheses, [_one_line(rows[index]["text"]) for index in range(len(prompts))])
+    _write(hypotheses, [one_line(rows[index]["text"]) for index in range(len(prompts))])
     if all(prompts.references):
-        groups = ["\n".join(map(_one_line, group)) for group in prompts.references]
+        groups = ["\n".join(map(one_line, group)) for group in prompts.references]
         _write(references, "\n\n".join(groups).split("\n"))
     _write(jsonl, [json.dumps(_output_row(rows[index], prompts), ensure_ascii=False) for index in range(len(prompts))])
     store.remove()
@@ -81,7 +82,15 @@ def _output_row(row: Row, prompts: Prompts) -> dict[str, Any]:
     return found if prompts.categories is None else found | {"category": prompts.categories[index]}
 
 
-def _one_line(text: str) -> str:
+def score_command(output: Path, task_name: str) -> str:
+    """What to type for the scores of finished files."""
+    profile = {"e2e_nlg": "e2e", "webnlg_2017": "webnlg", "dart": "dart"}.get(task_name, "plain")
+    jsonl, hypotheses, _ = files_of(output)
+    return f"python launch/score.py {shlex.quote(str(hypotheses))} {shlex.quote(str(jsonl))} --profile {profile}"
+
+
+def one_line(text: str) -> str:
+    """The text with one space wherever it has white space."""
     return " ".join(text.split())
 
 

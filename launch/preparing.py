@@ -101,7 +101,8 @@ def prepare(config: RunConfig, world: World) -> Prepared:
     )
     new = base.new_parameters.names
     read = " (the checkpoint's take their place)" if resumption is not None and resumption.checkpoint is not None else ""
-    logger.info("%d parameters of the head are new%s: %s", len(new), read, some_of(new))
+    if new:
+        logger.info("%d parameters of the head are new%s: %s", len(new), read, some_of(new))
     attached = attach(base, config.adapter, config.training.seed, DTYPES[settings.precision])
     trainable.assert_trainable(attached.model, attached.info)
     check_consistency(config, attached.model)

@@ -203,7 +203,11 @@ def _check_finished(folder: Path) -> None:
     # Those of older versions have no manifest to be verified by.
     unverified = [one for one in store.checkpoints() if (one.path / adapter_folder.CONFIG_FILE).is_file()]
     newest = store.newest_good().checkpoint or (unverified[-1] if unverified else None)
-    remedy = f"name its newest checkpoint: {newest.path}" if newest else "it saved no checkpoint either; train again"
+    remedy = (
+        f"name its newest checkpoint: {newest.path}"
+        if newest
+        else "it saved no checkpoint either; train again, with --overwrite_output_dir or in another folder"
+    )
     raise CheckpointError(f"the run in {folder} did not finish: it holds no {adapter_folder.CONFIG_FILE}; {remedy}")
 
 

@@ -98,7 +98,11 @@ def _from_objects(path: str, lines: list[str]) -> tuple[References, list[str] | 
         except UnreadableError as error:
             raise DataError(f"{path}:{number}: not JSON ({error}); each line must be a list of references, or an object") from error
         group = entry.get("references") if isinstance(entry, dict) else entry
-        if not isinstance(group, list) or not group or not all(isinstance(text, str) for text in group):
+        if group == []:
+            raise DataError(
+                f"{path}:{number}: has no references; a text is scored against one or more (generate from a split that has them)"
+            )
+        if not isinstance(group, list) or not all(isinstance(text, str) for text in group):
             raise DataError(f'{path}:{number}: must be a list of texts, or an object with one under "references"')
         references.append(group)
         category = entry.get("category") if isinstance(entry, dict) else None

@@ -8,19 +8,21 @@ from typing import Any
 
 from adakron.config import RunConfig
 from adakron.tasks.base import Task
+from adakron.tasks.causal import PairTask
 from adakron.tasks.classification import TextClassificationTask
+from adakron.tasks.ner import NerTask
 from adakron.tasks.qa import QuestionTask
 from adakron.trainable import ParameterReport
 
 
-def summary_table(
-    config: RunConfig, results: Mapping[str, Mapping[str, Any]], report: ParameterReport, folder: Path, *, inputs: Mapping[str, str]
-) -> str:
-    """Task, metrics, parameters, speed, memory, time, folder and what to type next, one line each. inputs: see `inputs_of`."""
+def summary_table(config: RunConfig, results: Mapping[str, Mapping[str, Any]], report: ParameterReport, folder: Path, task: Task) -> str:
+    """Task, metrics, parameters, speed, memory, time, folder and what to type next, one line each."""
     train, scores = results["train"], results["eval"]
     python = _interpreter()
-    flags = "".join(f" {flag} {shlex.quote(value)}" for flag, value in inputs.items())
-    predict = f"{python} launch/predict.py {shlex.quote(str(folder))}{flags}"
+    uses = [
+        (name, " ".join([python, f"launch/{name}.py", shlex.quote(str(folder)), *map(shlex.quote, words)]))
+        for name, words in programs_for(task).items()
+    ]
     rows = [("task", f"{config.data.task_name} ({config.adapter.method}, seed {config.training.seed})")]
     rows += [(name, f"{value:.4f}") for name, value in scores.items() if name.startswith("eval_") and not _is_cost(name)]
     rows += [
@@ -33,7 +35,7 @@ def summary_table(
         ("wall time", wall_time(train)),
         ("output folder", str(folder)),
         ("evaluate", f"{python} launch/evaluate.py {shlex.quote(str(folder))}"),
-        *([("predict", predict)] if inputs else []),
+        *uses,
         ("watch", f"tensorboard --logdir {shlex.quote(str(folder))}"),
     ]
     width = max(len(name) for name, _ in rows)
@@ -42,12 +44,16 @@ def summary_table(
     return "\n".join([rule, *body, rule])
 
 
-def inputs_of(task: Task) -> dict[str, str]:
-    """The flags that launch/predict.py takes single inputs of the task by, each with what may stand there; none where it takes none."""
+def programs_for(task: Task) -> dict[str, list[str]]:
+    """The programs of launch/ that use what the task has trained, by name, with the flags of an input and what may stand behind them."""
     if isinstance(task, TextClassificationTask):
-        pair = {"--text_pair": "its second text"} if len(task.spec.text_columns) == 2 else {}
-        return {"--text": "your text", **pair}
-    return {"--question": "your question", "--context": "where the answer is"} if isinstance(task, QuestionTask) else {}
+        pair = ["--text_pair", "its second text"] if len(task.spec.text_columns) == 2 else []
+        return {"predict": ["--text", "your text", *pair]}
+    if isinstance(task, QuestionTask):
+        return {"predict": ["--question", "your question", "--context", "where the answer is"]}
+    if isinstance(task, NerTask):
+        return {"predict": ["--test_file", "new.conll"]}
+    return {"generate": ["--text", "your source"]} if isinstance(task, PairTask) else {}
 
 
 def wall_time(train: Mapping[str, Any]) -> str:

@@ -44,7 +44,7 @@ from launch.program import execute, refuse_idle_tasks
 from launch.recording import claim_folder, collect_results, mark_stopped, metric_sinks, write_results
 from launch.replaying import asks_for_replay, run_replay
 from launch.saving import Saver
-from launch.summary import inputs_of, summary_table
+from launch.summary import summary_table
 
 logger = get_logger(__name__)
 
@@ -179,7 +179,7 @@ def _report(
     resumed_from = run.resumption.step if run.resumption is not None else 0
     results = collect_results(run.config, result, scores, run.report, memory, wall, resumed_from)
     write_results(folder, results)
-    print(summary_table(run.config, results, run.report, folder, inputs=inputs_of(run.task)), flush=True)
+    print(summary_table(run.config, results, run.report, folder, run.task), flush=True)
 
 
 if __name__ == "__main__":

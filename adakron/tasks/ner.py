@@ -236,6 +236,7 @@ def read_conll(path: Path) -> datasets.Dataset:
         elif len(columns) < 2:
             raise DataError(
                 f"{path}, line {number}: {shown(line)} has one column; every line needs a word and, in the last column, its tag"
+                " (sentences without tags: jsonl with tokens alone)"
             )
         else:
             tokens[-1].append(columns[0])

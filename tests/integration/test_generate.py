@@ -109,7 +109,7 @@ def test_files(run: Path, expected: list[dict[str, Any]]) -> None:
     assert not (run / "generated_test.jsonl.parts").exists()
     again = python("launch/generate.py", str(run), *SETTINGS)
     assert again.returncode == 2
-    assert "generated_test.references.txt exists; name another file with --output_file" in again.stderr
+    assert "generated_test.references.txt would be overwritten; name another file with --output_file" in again.stderr
 
 
 def test_killed_on_two_ranks_at_zero3_and_finished_on_one(run: Path, expected: list[dict[str, Any]], tmp_path: Path) -> None:

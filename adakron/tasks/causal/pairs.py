@@ -43,7 +43,8 @@ class PairTask(CausalTask):
     """Examples are (source, target): one for every reference of every row, in the data's order.
 
     The model reads the source's tokens and the end-of-sequence token, then a space and the target, then the end again; its targets are
-    all that follows the first end. max_*_samples keep the first examples.
+    all that follows the first end. max_train_samples keeps the first examples, the other limits the first distinct sources with all
+    their references: a source without some of them would have other scores.
     """
 
     other_columns = ""
@@ -82,7 +83,13 @@ class PairTask(CausalTask):
             raise DataError(f"{raw.source} has no texts to learn or to score; every row needs one ({', '.join(columns)})")
         rows: list[tuple[str, str | None, str | None]] = [(e.source, text, e.category) for e in with_targets for text in e.references]
         rows = rows or [(entry.source, None, None) for entry in entries]
-        sources, targets, categories = map(list, zip(*rows[: most_examples(self._data, name)], strict=True))
+        limit = most_examples(self._data, name)
+        if name == "train":
+            rows = rows[:limit]
+        elif limit is not None:
+            kept = set(list(dict.fromkeys(source for source, _, _ in rows))[:limit])
+            rows = [row for row in rows if row[0] in kept]
+        sources, targets, categories = map(list, zip(*rows, strict=True))
         made: dict[str, list[Any]] = {_SOURCE: sources}
         made |= {key: values for key, values in ((_TARGET, targets), (_CATEGORY, categories)) if values[0] is not None}
         return datasets.Dataset.from_dict(made)

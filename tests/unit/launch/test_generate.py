@@ -100,7 +100,7 @@ def test_what_finished_meanwhile_is_not_overwritten(run: Path, tmp_path: Path, m
         return open_run(*given, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr("launch.generate.open_run", slowly)
-    with pytest.raises(ConfigError, match=r"out.jsonl, .* exists; name another file with --output_file"):
+    with pytest.raises(ConfigError, match=r"out.jsonl, .* would be overwritten; name another file with --output_file"):
         main([*words, other], World())
     assert len(output.read_text(encoding="utf-8").splitlines()) == 1
     assert sorted(file.name for file in tmp_path.iterdir()) == ["out.hypotheses.txt", "out.jsonl", "out.references.txt"]
@@ -168,7 +168,7 @@ def test_files_of_a_finished_generation(tmp_path: Path) -> None:
     assert read_references(str(output), 2) == ([["x y", "z"], ["w"]], ["seen", "unseen"])
     assert read_references(str(tmp_path / "out.references.txt"), 2) == ([["x y", "z"], ["w"]], None)
     assert len([*tmp_path.iterdir()]) == 3
-    with pytest.raises(ConfigError, match=r"out.jsonl, .*out.hypotheses.txt, .*out.references.txt exists"):
+    with pytest.raises(ConfigError, match=r"out.jsonl, .*out.hypotheses.txt, .*out.references.txt would be overwritten"):
         check_output(output)
     with pytest.raises(AdaKronError, match="cannot be made"):
         check_output(output / "inside.jsonl")

@@ -71,7 +71,7 @@ def test_one_hypothesis_has_all_lines_as_references(tmp_path: Path, capsys: pyte
         ("a\n", "\nx\n", "txt", "ref.txt:1: an empty line without references"),
         (b"caf\xe9\n", "x\n", "txt", "hyp.txt: byte 4 .0xe9. is not UTF-8; name a text file in UTF-8"),
         ("a\n", "not json\n", "jsonl", "ref.jsonl:1: not JSON"),
-        ("a\n", "[]\n", "jsonl", "ref.jsonl:1: must be a list of texts"),
+        ("a\n", "[]\n", "jsonl", "ref.jsonl:1: has no references"),
         ("a\n", '[["a"]]\n', "jsonl", "ref.jsonl:1: must be a list of texts"),
         ("a\n", '{"texts": ["a"]}\n', "jsonl", 'ref.jsonl:1: must be .* one under "references"'),
         ("a\n", '{"references": ["a"], "category": 3}\n', "jsonl", 'ref.jsonl:1: "category" is 3; it must be a text'),

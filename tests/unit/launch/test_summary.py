@@ -2,7 +2,24 @@
 
 import pytest
 
-from launch.summary import wall_time
+from adakron.config import DataConfig, TrainingConfig
+from adakron.tasks import create_task
+from launch.summary import programs_for, wall_time
+
+
+@pytest.mark.parametrize(
+    ("task_name", "programs"),
+    [
+        ("sst2", {"predict": ["--text", "your text"]}),
+        ("mrpc", {"predict": ["--text", "your text", "--text_pair", "its second text"]}),
+        ("squad_v1", {"predict": ["--question", "your question", "--context", "where the answer is"]}),
+        ("ner", {"predict": ["--test_file", "new.conll"]}),
+        ("e2e_nlg", {"generate": ["--text", "your source"]}),
+        ("lm", {}),
+    ],
+)
+def test_what_uses_a_trained_task(task_name: str, programs: dict[str, list[str]]) -> None:
+    assert programs_for(create_task(DataConfig(task_name=task_name), TrainingConfig())) == programs
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Damaged rows of the generation tasks: named, never learned from, and read in no time."""
+"""Rows of the generation tasks: damaged ones are named, never learned from, and read in no time; which ones a limit keeps."""
 
 from pathlib import Path
 from typing import Any
@@ -81,3 +81,23 @@ def test_a_parquet_file_without_rows_is_named(tmp_path: Path) -> None:
     pq.write_table(empty, tmp_path / "test.parquet")
     with pytest.raises(DataError, match=r"test\.parquet holds no rows; it must hold at least one example"):
         task_of("pairs", tmp_path / "test.parquet").splits()
+
+
+def test_a_limit_keeps_sources_with_all_their_references(tmp_path: Path) -> None:
+    rows = [{"source": source, "target": target} for source, target in (("a", "1"), ("b", "2"), ("a", "3"), ("c", "4"), ("b", "5"))]
+    file = str(write_jsonl(tmp_path / "rows.jsonl", rows))
+    settings = DataConfig(
+        task_name="pairs",
+        train_file=file,
+        validation_file=file,
+        test_file=file,
+        max_train_samples=2,
+        max_eval_samples=1,
+        max_predict_samples=2,
+    )
+    task = create_task(settings, TrainingConfig())
+    assert isinstance(task, PairTask)
+    found = task.prompts("test", byte_tokenizer())
+    assert (found.sources, found.references) == (["a", "b"], [["1", "3"], ["2", "5"]])
+    assert task.split("validation")["target"][:] == ["1", "3"]
+    assert task.split("train")["target"][:] == ["1", "2"]  # examples, for an example is what is learned from
