@@ -43,6 +43,8 @@ def hostile(rng: np.random.Generator, folder: Path) -> tuple[list[str], list[str
         else:
             value = _of_kind(rng, action.type) if rng.random() < 0.75 else word(rng)
             arguments += [f"{flag}={value}"] if rng.random() < 0.5 else [flag, value]
+    if "\ud800" in "".join(arguments):
+        named += ["holds bytes that are no UTF-8"]
     # Some contradict others that the base gives: those are named as well.
     return arguments, [
         *named,
