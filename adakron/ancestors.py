@@ -4,6 +4,7 @@ A launcher that is killed takes nobody with it: its ranks would train on with no
 Read from /proc, so Linux only; elsewhere a launcher's end is not noticed. Standard library only, as `adakron.signals`.
 """
 
+import contextlib
 import os
 import threading
 import time
@@ -14,7 +15,7 @@ from pathlib import Path
 LOOK_SECONDS = 1.0
 """Between two looks at the launcher."""
 
-_COMMANDS = {"deepspeed", "torchrun", "slurmstepd:"}
+_COMMANDS = {"deepspeed", "deepspeed.pt", "ds", "torchrun"}
 _MODULES = {"deepspeed.launcher.runner", "torch.distributed.run"}
 _PER_HOST = "deepspeed.launcher.launch"
 
@@ -29,8 +30,11 @@ class Ancestor:
     words: tuple[str, ...]
 
     def is_there(self) -> bool:
-        """Whether it still runs."""
-        now = _read(self.pid)
+        """Whether it still runs, or nobody can tell."""
+        try:
+            now = _read(self.pid)
+        except OSError:  # too many open files, no memory: nothing that the process did
+            return True
         return now is not None and now.started == self.started
 
 
@@ -41,9 +45,10 @@ def launchers(pid: int | None = None) -> list[Ancestor]:
     process of one host has no such command above it: the command runs on another host, and the ssh session stands for it.
     """
     above: list[Ancestor] = []
-    process = _read(os.getpid() if pid is None else pid)
-    while process is not None and process.parent > 0 and (process := _read(process.parent)) is not None:
-        above.append(process)
+    with contextlib.suppress(OSError):
+        process = _read(os.getpid() if pid is None else pid)
+        while process is not None and process.parent > 0 and (process := _read(process.parent)) is not None:
+            above.append(process)
     commands = [place for place, one in enumerate(above) if _is_command(one)]
     if commands:
         return above[: commands[-1] + 1]
@@ -74,12 +79,12 @@ def _is_command(process: Ancestor) -> bool:
 
 
 def _read(pid: int) -> Ancestor | None:
-    """A live process; None where it is gone, only its exit code being left, or where there is no /proc."""
+    """A live process; None where it is gone, only its exit code being left, or where there is no /proc. OSError where nobody can tell."""
     try:
         # The name in parentheses may hold anything. Behind it: state, parent, ..., and 19 fields after the state the start.
         state, parent, *others = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError):
         return None
     if state in "ZX":
         return None

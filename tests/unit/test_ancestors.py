@@ -1,6 +1,7 @@
 """Which processes above a rank are its launcher, and what happens when one of them is killed. Shell scripts play the launchers."""
 
 import contextlib
+import errno
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from adakron import ancestors
 from adakron.ancestors import launchers
 from tests.helpers.launch import ROOT
 
@@ -68,6 +70,7 @@ def named(process: psutil.Process) -> list[str]:
         (["nohup.sh"], []),
         (["nohup.sh", "torchrun"], ["torchrun"]),
         (["nohup.sh", "deepspeed", "python -m deepspeed.launcher.launch"], ["python", "deepspeed"]),
+        (["sshd", "ds", "python -m deepspeed.launcher.launch"], ["python", "ds"]),
         # Below an ssh session that the user opened, the command is what counts; else the session stands for it.
         (["sshd", "deepspeed", "python -m deepspeed.launcher.launch"], ["python", "deepspeed"]),
         (["sshd", "shell", "python -m deepspeed.launcher.launch"], ["python", "shell", "sshd"]),
@@ -99,3 +102,17 @@ def assert_gone(rank: psutil.Process) -> None:
     while rank.is_running() and rank.status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_what_cannot_be_looked_at_is_not_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    parent = ancestors._read(os.getppid())
+    assert parent is not None
+    assert parent.is_there()
+
+    def full(self: Path) -> bytes:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(Path, "read_bytes", full)
+    assert parent.is_there()
+    monkeypatch.setattr(ancestors, "_read", lambda _: None)
+    assert not parent.is_there()
