@@ -33,10 +33,13 @@ export TORCH_EXTENSIONS_DIR=$cache/torch_extensions TRITON_CACHE_DIR=$cache/trit
 find "$TORCH_EXTENSIONS_DIR" -name lock -mmin +10 -delete 2>/dev/null
 exec "$@"'
 
+# One job of an array carries the number of the whole array; by this name it is meant alone.
+job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+job=${job:-$SLURM_JOB_ID}
 newest() { cat "$run_dir/latest" 2>/dev/null || true; }
 before=$(newest)
 restarts=${SLURM_RESTART_COUNT:-0}
-echo "start $((restarts + 1)) of job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, $run_dir: ${before:-no checkpoint yet}"
+echo "start $((restarts + 1)) of job $job on $SLURM_JOB_NODELIST, $run_dir: ${before:-no checkpoint yet}"
 rm -f "$run_dir/stopped.json"
 
 # The warning of --signal comes to this shell alone, and only while it waits: so srun runs beside it, and passes it to all ranks.
@@ -58,13 +61,13 @@ case $code in
     75 | 76 | 137) ;; # stopped; a rank was lost, or killed: it goes on from the newest checkpoint
     *) exit "$code" ;;
 esac
-if [ -n "$ended" ] || [ "$(squeue --noheader --jobs "$SLURM_JOB_ID" --format %T)" != RUNNING ]; then
+if [ -n "$ended" ] || [ "$(squeue --noheader --jobs "$job" --format %T)" != RUNNING ]; then
     reason="Slurm ends the job"
 elif [ "$(newest)" = "$before" ]; then
     reason="this start made no new checkpoint: ${before:-there is none}"
 elif [ "$restarts" -ge @max_restarts@ ]; then
     reason="it was queued again $restarts times"
-elif scontrol requeue "$SLURM_JOB_ID"; then
+elif scontrol requeue "$job"; then
     echo "queued again with $(newest)"
     sleep 600 # Slurm ends this script
     [ -z "$ended" ] || exit "$code"

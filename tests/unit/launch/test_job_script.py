@@ -37,7 +37,7 @@ class Job:
         slurm.main(["--tasks_per_node", "2", *flags, "--script", str(self.script), "--", "--output_dir", str(self.run)], World())
         self.state("RUNNING")
         self._tool("srun", SRUN)
-        self._tool("squeue", f'#!/bin/bash\ncat "{folder}/state"\n')
+        self._tool("squeue", f'#!/bin/bash\necho "$@" >> "{folder}/asked"\ncat "{folder}/state"\n')
         # A real one ends the script soon after.
         self._tool("scontrol", f'#!/bin/bash\necho "$@" >> "{folder}/requeued"\nkill -TERM $PPID\n')
         self._tool("sleep", "#!/bin/bash\nexec /bin/sleep 0.1\n")
@@ -90,6 +90,13 @@ def test_a_run_that_saved_is_queued_again_whatever_srun_makes_of_its_code(job, s
     assert job.requeued == ["requeue 7"], output
     assert "queued again with checkpoint-5" in output
     assert code == EXIT_STOPPED
+
+
+def test_a_job_of_an_array_asks_for_itself_alone(job):
+    # The last one to start has the array's own number, by which Slurm would mean all of them.
+    job.end(STOPS.format(5), SLURM_ARRAY_JOB_ID="7", SLURM_ARRAY_TASK_ID="2")
+    assert job.requeued == ["requeue 7_2"]
+    assert "--jobs 7_2" in (job.folder / "asked").read_text()
 
 
 @pytest.mark.parametrize("lost", [75, 76, 137])
