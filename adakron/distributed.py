@@ -50,17 +50,13 @@ def form_group(world: World, device: torch.device, timeout: timedelta = DEFAULT_
     # DeepSpeed makes groups of its own, which carry most of the traffic, and gives them no timeout: they take torch's defaults.
     distributed_c10d.default_pg_timeout = timeout
     distributed_c10d.default_pg_nccl_timeout = timeout
-    if world.world_size == 1 and "MASTER_ADDR" not in os.environ:
+    # Of a place to meet, one process needs all or nothing: half of it was left over in its shell.
+    if world.world_size == 1 and not ("MASTER_ADDR" in os.environ and "MASTER_PORT" in os.environ):
         store = dist.TCPStore("127.0.0.1", 0, 1, is_master=True, timeout=timeout)
         # DeepSpeed reads these even where the group exists already.
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(store.port))
         dist.init_process_group(_backend(device), store=store, rank=0, world_size=1, timeout=timeout)
         return
-    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-    if missing:
-        raise ConfigError(
-            f"{' and '.join(missing)} not set, with {world.world_size} processes; export the first host's name and a free port"
-        )
     # DeepSpeed insists on these also where another launcher named them differently.
     os.environ.update(RANK=str(world.rank), WORLD_SIZE=str(world.world_size), LOCAL_RANK=str(world.local_rank))
     try:

@@ -100,7 +100,8 @@ def kill(processes: Sequence[psutil.Process]) -> None:
     """SIGKILL, which nobody can handle; there must be one to kill."""
     assert processes
     for process in processes:
-        process.send_signal(signal.SIGKILL)
+        with contextlib.suppress(psutil.NoSuchProcess):  # it may have ended with the one before
+            process.send_signal(signal.SIGKILL)
 
 
 def named(host: Host, name: str) -> list[psutil.Process]:

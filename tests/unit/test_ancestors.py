@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -40,23 +41,23 @@ def tree(tmp_path: Path) -> Iterator[Callable[..., list[psutil.Process]]]:
             script.parent.mkdir()
             script.write_text(f"{inner} &\nwait $!\n")
             inner = f"(exec -a {'sshd:' if name == 'sshd' else 'bash'} bash {script} {' '.join(words)})"
-        outermost.append(subprocess.Popen(["bash", "-c", f"{inner}\nexit"], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}))
+        outermost.append(
+            subprocess.Popen(
+                ["bash", "-c", f"{inner}\nexit"], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, start_new_session=True
+            )
+        )
         deadline = time.monotonic() + 30
         while not ready.exists():
             assert time.monotonic() < deadline
             time.sleep(0.02)
         everyone = psutil.Process(outermost[0].pid).children(recursive=True)
         found = next(child for child in everyone if child.cmdline()[1:2] == [str(rank)])
-        started.extend(everyone)
         return [found, *found.parents()]
 
-    started: list[psutil.Process] = []
     yield start
-    for process in started:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
     for shell in outermost:
-        shell.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(shell.pid, signal.SIGKILL)
         shell.wait()
 
 

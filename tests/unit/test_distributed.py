@@ -38,6 +38,12 @@ def test_a_port_that_is_taken_is_an_error_with_its_remedy():
     assert "Traceback" not in finished.stderr
 
 
+@pytest.mark.parametrize("left_over", [{"MASTER_ADDR": "n1"}, {"MASTER_PORT": "29500"}])
+def test_one_process_meets_nobody_where_half_a_place_is_left_over(left_over):
+    finished = run([sys.executable, "-c", MEETS], env=left_over, timeout=60)
+    assert finished.returncode == 0, finished.output
+
+
 @pytest.mark.parametrize(("environ", "remedy"), [({}, False), ({"SLURM_JOB_ID": "7"}, True)])
 def test_more_ranks_than_gpus_are_refused(monkeypatch, environ, remedy):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
