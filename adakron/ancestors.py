@@ -18,16 +18,35 @@ LOOK_SECONDS = 1.0
 _COMMANDS = {"deepspeed", "deepspeed.pt", "ds", "torchrun"}
 _MODULES = {"deepspeed.launcher.runner", "torch.distributed.run"}
 _PER_HOST = "deepspeed.launcher.launch"
+_SHELLS = {"sh", "ash", "bash", "csh", "dash", "fish", "ksh", "mksh", "tcsh", "zsh"}
+_START_FILES = {"--init-file", "--rcfile"}  # options whose value is a word of its own
 
 
 @dataclass(frozen=True)
 class Ancestor:
-    """A process above this one. started: in clock ticks since the machine started, which tells it from a later one of the same number."""
+    """A process above this one.
+
+    started: in clock ticks since the machine started, which tells it from a later one of the same number. terminal: the number of its
+    terminal; 0 where it has none.
+    """
 
     pid: int
     parent: int
     started: int
     words: tuple[str, ...]
+    terminal: int = 0
+
+    def is_interactive_shell(self) -> bool:
+        """Whether it is a shell that somebody types into (or pipes), given neither a command (-c) nor a script."""
+        if not self.words or Path(self.words[0]).name.removeprefix("-") not in _SHELLS:
+            return False
+        rest = iter(self.words[1:])
+        for word in rest:
+            if word in _START_FILES:
+                next(rest, None)
+            elif not word.startswith("-") or (not word.startswith("--") and "c" in word):
+                return False
+        return True
 
     def is_there(self) -> bool:
         """Whether it still runs, or nobody can tell."""
@@ -42,7 +61,8 @@ def launchers(pid: int | None = None) -> list[Ancestor]:
     """The processes from this one's (or another's) parent up to the command that launched it; none where no launcher did.
 
     What is above that command (a terminal, nohup, an ssh session that a user left) may end without harm. Not so where DeepSpeed's
-    process of one host has no such command above it: the command runs on another host, and the ssh session stands for it.
+    process of one host has no such command above it: the command runs on another host, and the ssh session stands for it, unless
+    it is a user's, who started that process from a shell of theirs.
     """
     above: list[Ancestor] = []
     with contextlib.suppress(OSError):
@@ -56,7 +76,16 @@ def launchers(pid: int | None = None) -> list[Ancestor]:
     if not per_host:
         return []
     session = [place for place, one in enumerate(above) if place > per_host[-1] and one.words[:1] and one.words[0].startswith("sshd")]
+    if session and any(one.is_interactive_shell() for one in above[per_host[-1] : session[0]]):
+        session = []
     return above[: (session or per_host)[0] + 1]
+
+
+def process(pid: int) -> Ancestor | None:
+    """The live process of that number; None where there is none, or nobody can tell."""
+    with contextlib.suppress(OSError):
+        return _read(pid)
+    return None
 
 
 def watch_launchers(gone: Callable[[], None]) -> None:
@@ -81,11 +110,11 @@ def _is_command(process: Ancestor) -> bool:
 def _read(pid: int) -> Ancestor | None:
     """A live process; None where it is gone, only its exit code being left, or where there is no /proc. OSError where nobody can tell."""
     try:
-        # The name in parentheses may hold anything. Behind it: state, parent, ..., and 19 fields after the state the start.
+        # The name in parentheses may hold anything. Behind it: state, parent, group, session, terminal, ..., 19 after the state the start.
         state, parent, *others = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except (FileNotFoundError, ProcessLookupError):
         return None
     if state in "ZX":
         return None
-    return Ancestor(pid, int(parent), int(others[17]), tuple(word.decode(errors="replace") for word in words if word))
+    return Ancestor(pid, int(parent), int(others[17]), tuple(word.decode(errors="replace") for word in words if word), int(others[2]))

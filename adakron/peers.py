@@ -28,7 +28,7 @@ GRACE_SECONDS = 15.0
 """How long a rank that another one's end concerns may go on before it is ended, too: it may stand in something that never returns."""
 
 FINISH_SECONDS = 600.0
-"""How long what must end first (a checkpoint that is being written) may put that off."""
+"""How long what must end first (a checkpoint that is being written, a stop that was asked for) may put that off."""
 
 STORE_SECONDS = 5.0
 """How long an answer of the store is waited for: its host may be the rank that was lost."""
@@ -52,6 +52,7 @@ class PeerWatch:
         self._stopped = threading.Event()
         self._heard = ""
         self._finish: Callable[[], None] | None = None
+        self._stopping: Callable[[], bool] = lambda: False
         self._store_answers = True
         self._store.add(f"{_PREFIX}/beats/{rank}", 1)
         threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
@@ -67,6 +68,12 @@ class PeerWatch:
     def finish_first(self, finish: Callable[[], None]) -> None:
         """What to wait for, at most FINISH_SECONDS, when the grace of this rank is over. Called from a thread, beside whatever runs."""
         self._finish = finish
+
+    def let_stop(self, stopping: Callable[[], bool]) -> None:
+        """stopping: whether this rank makes its last step and saves. Then a store that is gone does not end it, for FINISH_SECONDS
+        beyond its grace: the store was perhaps the launcher's, whose end is why it stops. Called from a thread.
+        """
+        self._stopping = stopping
 
     def report(self, reason: str) -> None:
         """Tell the others that this rank ends, and why. They print it: secrets are taken out."""
@@ -142,6 +149,7 @@ class PeerWatch:
 
     def _beat(self) -> None:
         noticed: float | None = None
+        store_gone = False
         while not self._stopped.wait(BEAT_SECONDS):
             if noticed is None:
                 try:
@@ -152,13 +160,16 @@ class PeerWatch:
                     self._heard = f"rank {first} ended first: {self._store.get(f'{_PREFIX}/end/{first}').decode()}"
                 except RuntimeError:  # every error of the store is one
                     self._heard = "the store that the ranks met in is gone: its host, rank 0 or the launcher beside it, ended"
-                    self._store_answers = False
+                    self._store_answers, store_gone = False, True
                 noticed = time.monotonic()
-            elif time.monotonic() - noticed > GRACE_SECONDS:
+            elif time.monotonic() > noticed + GRACE_SECONDS:
+                left = noticed + GRACE_SECONDS + FINISH_SECONDS - time.monotonic()
+                if store_gone and left > 0 and self._stopping():
+                    continue
                 if self._finish is not None:
                     ending = threading.Thread(target=self._finish, name="finish first", daemon=True)
                     ending.start()
-                    ending.join(FINISH_SECONDS)
+                    ending.join(max(left, 0.0))
                     if self._stopped.wait(BEAT_SECONDS):
                         return  # what it waited for was this rank's own end, which comes with its own words
                 self._on_lost(self._heard)

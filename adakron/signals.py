@@ -85,7 +85,8 @@ class SignalListener:
         if self.asked is None:
             self.asked = received
             if os.environ.get("LOCAL_RANK", "0") == "0":
-                _say(f"{received}: stopping {self._boundary} (Ctrl-C twice within 3 s leaves at once)")
+                hint = f" (Ctrl-C twice within {SECOND_WITHIN:g} s leaves at once)" if received == signal.SIGINT.name else ""
+                _say(f"{received}: stopping {self._boundary}{hint}")
 
 
 def leave(code: int, text: str) -> None:

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from adakron import distributed
-from adakron.signals import REASONS, SignalListener
+from adakron.signals import LAUNCHER_GONE, REASONS, SignalListener
 
 _BUDGET = len(REASONS) + 1
 
@@ -32,6 +32,11 @@ class StopAgreement:
         # Its own group: a collective that is still under way must not come between those of a step.
         self._group: Any = None if alone else dist.new_group(backend="gloo")
         self._pending: tuple[Any, torch.Tensor] | None = None
+        self._agreed = False
+        watch = distributed.peer_watch()
+        if watch is not None:
+            # Not for every signal: a launcher that ends the others of a lost rank sends one, too.
+            watch.let_stop(lambda: self._agreed or listener.asked == LAUNCHER_GONE)
 
     def now(self) -> None:
         """Ask all ranks and wait for the answer; StopRequest where one was asked to stop."""
@@ -58,6 +63,7 @@ class StopAgreement:
         return _BUDGET if self._deadline is not None and time.monotonic() >= self._deadline else 0
 
     def _raise(self, answer: int) -> None:
+        self._agreed = answer != 0
         if answer == _BUDGET:
             raise StopRequest(f"max_hours {self._max_hours:g}")
         if answer:

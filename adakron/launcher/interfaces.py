@@ -4,18 +4,24 @@ gloo takes the address that the host's own name resolves to, on Debian `127.0.1.
 longer than any timeout. So the interface is named: the one whose address routes to the place where the ranks meet.
 """
 
+import contextlib
 import ipaddress
+import os
+import pwd
 import socket
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import psutil
 
 from adakron.errors import ConfigError
+from adakron.untrusted import UnreadableError, read_text
 
 GLOO, NCCL = "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"
 
 # An address of the documentation (RFC 5737), which nobody has: it is routed as the rest of the world is. Nothing is sent there.
 _ELSEWHERE = "192.0.2.1"
+_SITE_FILE = Path("/etc/nccl.conf")
 _TRIED = 4  # a name that nobody knows may take seconds
 
 
@@ -36,6 +42,24 @@ def check_named(environ: Mapping[str, str], spans_hosts: bool) -> None:
                 f"{GLOO} is {given}, over which no other host can be reached, and several take part; unset it to have it chosen, or name"
                 f" another (here: {', '.join(usable_interfaces())})"
             )
+
+
+def in_nccl_files(environ: Mapping[str, str]) -> bool:
+    """Whether a file that NCCL reads names its interfaces: the site's, and NCCL_CONF_FILE's or, without that, ~/.nccl.conf.
+
+    NCCL takes lines NAME=VALUE from them where the environment has no such variable. What cannot be read says nothing.
+    """
+    files = [_SITE_FILE]
+    if environ.get("NCCL_CONF_FILE"):
+        files.append(Path(environ["NCCL_CONF_FILE"]))
+    else:
+        with contextlib.suppress(KeyError):  # a user without an entry, as in containers; NCCL does not look at HOME either
+            files.append(Path(pwd.getpwuid(os.getuid()).pw_dir, ".nccl.conf"))
+    for file in files:
+        with contextlib.suppress(OSError, UnreadableError):
+            if any(line.startswith(f"{NCCL}=") for line in read_text(file).splitlines()):
+                return True
+    return False
 
 
 def towards(address: str, port: int, others: Sequence[str] = ()) -> str:

@@ -7,6 +7,9 @@ from adakron.launcher import interfaces, slurm
 from adakron.launcher.interfaces import GLOO, NCCL
 from adakron.launcher.world import TORCHRUN, World
 
+_AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"
+"""True or False: whether the ranks meet in a store of torchrun's agents."""
+
 
 def join(world: World, environ: MutableMapping[str, str]) -> None:
     """Check the way to the other ranks and export what torch and DeepSpeed read. Does nothing for a single process.
@@ -21,7 +24,8 @@ def join(world: World, environ: MutableMapping[str, str]) -> None:
         # The process group always has a gloo part, on GPUs beside NCCL; NCCL's `=` is for this name and no longer one.
         name = environ.get(GLOO) or interfaces.towards(world.master_addr, world.master_port, slurm.hosts(environ))
         environ.setdefault(GLOO, name)
-        environ.setdefault(NCCL, f"={name.split(',')[0]}")
+        if not interfaces.in_nccl_files(environ):  # which a variable would overrule
+            environ.setdefault(NCCL, f"={name.split(',')[0]}")
     environ.update({
         "RANK": str(world.rank), "WORLD_SIZE": str(world.world_size), "LOCAL_RANK": str(world.local_rank),
         "MASTER_ADDR": world.master_addr, "MASTER_PORT": str(world.master_port),
@@ -37,12 +41,14 @@ def spans_hosts(world: World, environ: Mapping[str, str]) -> bool:
         return world.world_size > world.local_world_size and not alone
     if world.hosts == 1 or not alone:
         return world.hosts > 1
-    # torchrun's agents have met there already; and whoever names a loopback for gloo runs all "hosts" on one machine, as tests do.
-    if world.launcher == TORCHRUN or environ.get(GLOO) in interfaces.loopbacks():
+    # Whoever names a loopback for gloo runs all "hosts" on one machine, as tests do. So do torchrun's agents that share their store with
+    # the ranks: they have met on it. Without that (TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1) the address is what agent 0 calls itself.
+    if environ.get(GLOO) in interfaces.loopbacks() or (world.launcher == TORCHRUN and environ.get(_AGENT_STORE) != "False"):
         return False
+    remedy = "give torchrun --local-addr, its host's name" if world.launcher == TORCHRUN else "export the name of rank 0's host"
     raise ConfigError(
-        f"MASTER_ADDR is {world.master_addr}, which on each of the {world.hosts} hosts means the host itself; export the name of rank 0's"
-        " host, or under Slurm unset it"
+        f"MASTER_ADDR is {world.master_addr}, which on each of the {world.hosts} hosts means the host itself; {remedy}, or under Slurm"
+        " unset it"
     )
 
 

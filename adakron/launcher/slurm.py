@@ -4,6 +4,7 @@ import itertools
 import re
 from collections.abc import Mapping
 
+from adakron import ancestors
 from adakron.errors import ConfigError
 
 PORTS = range(12000, 32768)
@@ -11,13 +12,27 @@ PORTS = range(12000, 32768)
 
 _PORTS_PER_JOB = 9973  # a prime without a common factor with len(PORTS): neighbouring jobs lie far apart, the steps of one side by side
 _MOST_HOSTS = 100_000
+_INTERACTIVE_STEP = "4294967290"  # SLURM_INTERACTIVE_STEP of slurm.h: the shell of salloc with LaunchParameters=use_interactive_step
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?")
 _PARTS = re.compile(r"([^\[\],]*)(?:\[([^\]]*)\])?")
 
 
 def in_step(environ: Mapping[str, str]) -> bool:
-    """Whether srun started this process. A batch script, and the shell of salloc, have the job's variables but no step's."""
-    return "SLURM_PROCID" in environ and "SLURM_STEP_ID" in environ
+    """Whether srun started this process. A batch script, and the shell of salloc, have the job's variables but no step's.
+
+    What a user starts in the shell of `srun --pty`, or in salloc's where that is a step of its own, is started beside srun.
+    """
+    if "SLURM_PROCID" not in environ or environ.get("SLURM_STEP_ID", _INTERACTIVE_STEP) == _INTERACTIVE_STEP:
+        return False
+    return not _in_shell_of_step(environ)
+
+
+def _in_shell_of_step(environ: Mapping[str, str]) -> bool:
+    # A step that is started in that shell inherits SLURM_PTY_PORT; its tasks have no terminal.
+    if "SLURM_PTY_PORT" not in environ:
+        return False
+    task = ancestors.process(number(environ, "SLURM_TASK_PID", 0))
+    return task is not None and task.terminal != 0 and task.is_interactive_shell()
 
 
 def step_tasks(environ: Mapping[str, str]) -> int:

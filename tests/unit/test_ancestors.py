@@ -27,6 +27,9 @@ time.sleep(60)
 """
 
 
+SESSIONS = ("-bash", "zsh")
+
+
 @pytest.fixture
 def tree(tmp_path: Path) -> Iterator[Callable[..., list[psutil.Process]]]:
     """Starts nested commands, the outermost first, around a rank that listens: its process, then its parents."""
@@ -40,7 +43,10 @@ def tree(tmp_path: Path) -> Iterator[Callable[..., list[psutil.Process]]]:
             script = tmp_path / str(number) / name
             script.parent.mkdir()
             script.write_text(f"{inner} &\nwait $!\n")
-            inner = f"(exec -a {'sshd:' if name == 'sshd' else 'bash'} bash {script} {' '.join(words)})"
+            if name in SESSIONS:  # reads what would be typed
+                inner = f"(exec -a {name} bash {' '.join(words)} < {script})"
+            else:
+                inner = f"(exec -a {'sshd:' if name == 'sshd' else 'bash'} bash {script} {' '.join(words)})"
         outermost.append(
             subprocess.Popen(
                 ["bash", "-c", f"{inner}\nexit"], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, start_new_session=True
@@ -76,6 +82,9 @@ def named(process: psutil.Process) -> list[str]:
         (["sshd", "deepspeed", "python -m deepspeed.launcher.launch"], ["python", "deepspeed"]),
         (["sshd", "shell", "python -m deepspeed.launcher.launch"], ["python", "shell", "sshd"]),
         (["shell", "python -m deepspeed.launcher.launch"], ["python"]),
+        # Started by hand in a session of the user's, who may leave it.
+        (["sshd", "-bash", "python -m deepspeed.launcher.launch"], ["python"]),
+        (["sshd", "zsh --norc", "shell", "python -m deepspeed.launcher.launch"], ["python"]),
     ],
 )
 def test_launchers_end_at_the_command_that_the_user_gave(tree, commands, launching):
@@ -117,3 +126,22 @@ def test_what_cannot_be_looked_at_is_not_gone(monkeypatch: pytest.MonkeyPatch) -
     assert parent.is_there()
     monkeypatch.setattr(ancestors, "_read", lambda _: None)
     assert not parent.is_there()
+
+
+@pytest.mark.parametrize(
+    ("words", "interactive"),
+    [
+        (["-bash"], True),
+        (["/usr/bin/zsh", "-i"], True),
+        (["bash", "--init-file", "/opt/editor/init.sh"], True),
+        (["sh", "--login"], True),
+        (["bash", "-c", "python -m deepspeed.launcher.launch"], False),  # pdsh's, by way of sshd
+        (["-bash", "-c", "python -m deepspeed.launcher.launch"], False),  # su - user -c
+        (["zsh", "-lc", "true"], False),
+        (["bash", "run.sh"], False),
+        (["python"], False),
+        ([], False),
+    ],
+)
+def test_a_shell_with_a_command_or_a_script_is_nobodys_session(words, interactive):
+    assert ancestors.Ancestor(1, 0, 0, tuple(words)).is_interactive_shell() is interactive

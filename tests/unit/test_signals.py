@@ -68,6 +68,7 @@ def test_later_it_asks(number):
         output, errors = process.communicate(timeout=10)
     assert (process.returncode, output) == (0, f"{number.name}\n")
     assert f"{number.name}: stopping at the next step" in errors
+    assert ("Ctrl-C twice within 3 s" in errors) == (number == signal.SIGINT)
 
 
 @pytest.mark.parametrize(

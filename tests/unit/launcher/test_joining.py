@@ -1,3 +1,5 @@
+import os
+import pwd
 import socket
 
 import psutil
@@ -6,6 +8,7 @@ import pytest
 from adakron.errors import ConfigError
 from adakron.launcher import World, described, interfaces, join, read_world
 from adakron.launcher.threads import share_of_cores
+from adakron.launcher.world import HAND
 from tests.unit.launcher.test_world import ONE_HOST, STEP, TORCHRUN
 
 LOOPBACK = interfaces.loopbacks()[0]
@@ -44,7 +47,7 @@ def test_ranks_of_one_host_get_their_variables_and_no_interface():
     assert (again.rank, again.world_size, again.master_addr, again.master_port) == (3, 4, "127.0.0.1", world.master_port)
 
 
-def test_the_interface_of_several_hosts_is_the_one_that_carries_the_masters_address(outward):
+def test_the_interface_of_several_hosts_is_the_one_that_carries_the_masters_address(outward, nccl_files):
     name, address = outward
     environ = dict(STEP)
     join(two_hosts(address), environ)
@@ -109,9 +112,49 @@ def test_several_hosts_on_one_machine_may_meet_on_its_loopback():
     agents = TORCHRUN | {"MASTER_ADDR": "127.0.0.1"}  # they have met there already
     join(read_world(agents), agents)
     assert "GLOO_SOCKET_IFNAME" not in agents
+    sharing = agents | {"TORCHELASTIC_USE_AGENT_STORE": "True"}
+    join(read_world(sharing), sharing)
     asked = {"GLOO_SOCKET_IFNAME": LOOPBACK}
     join(two_hosts("127.0.0.1"), asked)
     assert asked["MASTER_ADDR"] == "127.0.0.1"
+
+
+def test_an_agents_name_for_itself_is_no_place_where_agents_have_met():
+    apart = TORCHRUN | {"MASTER_ADDR": "localhost", "TORCHELASTIC_USE_AGENT_STORE": "False"}
+    with pytest.raises(ConfigError, match=r"localhost, which on each of the 2 hosts means the host itself; give torchrun --local-addr"):
+        join(read_world(apart), apart)
+    named = apart | {"GLOO_SOCKET_IFNAME": LOOPBACK}
+    join(read_world(named), named)
+
+
+@pytest.fixture
+def nccl_files(tmp_path, monkeypatch):
+    """Where NCCL would look: the site's file, the home folder's, another one."""
+    monkeypatch.setattr(interfaces, "_SITE_FILE", tmp_path / "nccl.conf")
+    entry = list(pwd.getpwuid(os.getuid()))
+    entry[5] = str(tmp_path)
+    monkeypatch.setattr(interfaces.pwd, "getpwuid", lambda user: pwd.struct_passwd(entry))
+    return {"site": tmp_path / "nccl.conf", "home": tmp_path / ".nccl.conf", "named": tmp_path / "named.conf"}
+
+
+@pytest.mark.parametrize(
+    ("where", "named", "content", "chosen"),
+    [
+        ("site", False, "NCCL_DEBUG=WARN\nNCCL_SOCKET_IFNAME==ib0\n", False),
+        ("home", False, "NCCL_SOCKET_IFNAME=ib0,ib1", False),
+        ("named", True, "NCCL_SOCKET_IFNAME=^docker\n", False),
+        ("site", True, "NCCL_SOCKET_IFNAME=ib0\n", False),
+        ("home", True, "NCCL_SOCKET_IFNAME=ib0\n", True),  # NCCL reads the other one in its place
+        ("site", False, "#NCCL_SOCKET_IFNAME=ib0\nNCCL_SOCKET_IFNAME\nNCCL_SOCKET_FAMILY=AF_INET\n", True),
+        ("site", False, "\xff", True),
+    ],
+)
+def test_the_interfaces_that_a_file_of_nccl_names_stay(outward, nccl_files, where, named, content, chosen):
+    nccl_files[where].write_text(content, encoding="latin-1")
+    environ = STEP | ({"NCCL_CONF_FILE": str(nccl_files["named"])} if named else {})
+    join(two_hosts(outward[1]), environ)
+    assert environ["GLOO_SOCKET_IFNAME"] == outward[0]
+    assert ("NCCL_SOCKET_IFNAME" in environ) == chosen
 
 
 STEP_OF_8 = STEP | {"SLURM_CPUS_ON_NODE": "8"}
@@ -135,3 +178,10 @@ def test_a_rank_computes_on_its_share_of_the_cores(environ, allowed, threads):
     launcher = "Slurm" if "SLURM_STEP_ID" in environ else "torchrun"
     world = World(0, 4, 0, 2, launcher, 2, "n1", 12345)
     assert share_of_cores(world, environ, allowed) == threads
+
+
+@pytest.mark.parametrize(("size", "threads"), [("4", 3), ("2", 4)])
+def test_a_task_that_gave_itself_its_rank_has_the_cores_of_a_task(size, threads):
+    environ = STEP_OF_8 | {"SLURM_CPUS_PER_TASK": "3", "RANK": "1", "WORLD_SIZE": size, "LOCAL_RANK": "1"}
+    world = World(1, int(size), 1, 2, HAND, 2, "n1", 12345)
+    assert share_of_cores(world, environ, 64) == threads

@@ -1,7 +1,14 @@
 """Environments as Slurm 22.05, torchrun 2.13, DeepSpeed 0.19.8, Open MPI and MPICH set them, cut to what counts."""
 
+import contextlib
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+
 import pytest
 
+from adakron import ancestors
 from adakron.errors import ConfigError
 from adakron.launcher import World, read_world, slurm
 
@@ -16,6 +23,8 @@ STEP = JOB | {
 }  # fmt: skip
 ONE_HOST = STEP | {"SLURM_STEP_NODELIST": "n2", "SLURM_STEP_NUM_NODES": "1", "SLURM_STEP_TASKS_PER_NODE": "4", "SLURM_NODEID": "0"}
 AGENTS = STEP | {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "1(x2)", "SLURM_PROCID": "1", "SLURM_LOCALID": "0"}
+INTERACTIVE = BATCH | {"SLURM_STEP_ID": "4294967290", "SLURM_STEP_NODELIST": "n1", "SLURM_STEP_NUM_NODES": "1", "SLURM_STEP_NUM_TASKS": "1"}
+INTERACTIVE_OLD = {name: value for name, value in INTERACTIVE.items() if name != "SLURM_STEP_NUM_TASKS"}
 MASTER = {"MASTER_ADDR": "n1", "MASTER_PORT": "29400"}
 PLACE = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}
 TORCHRUN = PLACE | MASTER | {"LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "1", "GROUP_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "none"}
@@ -54,6 +63,10 @@ PORT = slurm.job_port(STEP)
         (HYDRA | MASTER, World(3, 4, 1, 2, "Hydra", 2, "n1", 29400)),
         (BATCH, World(idle_tasks=3)),
         (JOB, World(idle_tasks=3)),  # salloc
+        (INTERACTIVE, World(idle_tasks=3)),  # salloc, whose shell is a step on the first host
+        (INTERACTIVE | TORCHRUN | {"GROUP_WORLD_SIZE": "1"}, World(3, 4, 1, 2, "torchrun", 1, "n1", 29400)),
+        # Without SLURM_STEP_NUM_TASKS, what the job asked for would count.
+        (INTERACTIVE_OLD | TORCHRUN | {"GROUP_WORLD_SIZE": "1"}, World(3, 4, 1, 2, "torchrun", 1, "n1", 29400)),
     ],
 )
 def test_launchers_are_understood(environ, world):
@@ -88,3 +101,42 @@ def test_launchers_are_understood(environ, world):
 def test_incomplete_or_contradicting_variables_are_refused(environ, said):
     with pytest.raises(ConfigError, match=said):
         read_world(environ)
+
+
+@contextlib.contextmanager
+def first_task(*command: str, terminal: bool = True) -> Iterator[dict[str, str]]:
+    """The variables below `srun --pty COMMAND`, or below a step without a terminal that was started there."""
+    ours, theirs = os.openpty()
+    words = ["setsid", *(["--ctty"] if terminal else []), *command]
+    task = subprocess.Popen(words, stdin=theirs, stdout=theirs, stderr=theirs)
+    try:
+        deadline = time.monotonic() + 30
+        while (found := ancestors.process(task.pid)) is None or found.words != command:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        yield STEP | {"SLURM_PTY_PORT": "36773", "SLURM_TASK_PID": str(task.pid)}
+    finally:
+        task.kill()
+        task.wait()
+        os.close(ours)
+        os.close(theirs)
+
+
+def test_what_is_started_in_the_shell_of_a_step_is_beside_srun():
+    with first_task("bash", "--norc") as environ:
+        assert read_world(environ) == World(idle_tasks=3)
+        alone = environ | TORCHRUN | {"GROUP_WORLD_SIZE": "1"}
+        assert read_world(alone) == World(3, 4, 1, 2, "torchrun", 1, "n1", 29400)
+
+
+@pytest.mark.parametrize(
+    ("command", "terminal"), [(("bash", "--norc"), False), (("bash", "-c", "sleep 60; :"), True), (("sleep", "60"), True)]
+)
+def test_tasks_of_a_step_that_has_a_terminal_or_was_started_in_one_are_ranks(command, terminal):
+    with first_task(*command, terminal=terminal) as environ:
+        assert read_world(environ) == World(3, 4, 1, 2, "Slurm", 2, "n1", PORT)
+
+
+def test_a_task_that_is_gone_is_no_shell():
+    environ = STEP | {"SLURM_PTY_PORT": "36773", "SLURM_TASK_PID": "999999999"}
+    assert read_world(environ).world_size == 4
