@@ -108,7 +108,7 @@ def first_task(*command: str, terminal: bool = True) -> Iterator[dict[str, str]]
     """The variables below `srun --pty COMMAND`, or below a step without a terminal that was started there."""
     ours, theirs = os.openpty()
     words = ["setsid", *(["--ctty"] if terminal else []), *command]
-    task = subprocess.Popen(words, stdin=theirs, stdout=theirs, stderr=theirs)
+    task = subprocess.Popen(words, stdin=theirs if terminal else subprocess.PIPE, stdout=theirs if terminal else subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 30
         while (found := ancestors.process(task.pid)) is None or found.words != command:
@@ -117,7 +117,7 @@ def first_task(*command: str, terminal: bool = True) -> Iterator[dict[str, str]]
         yield STEP | {"SLURM_PTY_PORT": "36773", "SLURM_TASK_PID": str(task.pid)}
     finally:
         task.kill()
-        task.wait()
+        task.communicate()
         os.close(ours)
         os.close(theirs)
 
