@@ -33,7 +33,8 @@ TEST_SECONDS = 60
 """How long Slurm's controller may take to answer."""
 
 _OURS = ("--resume_from_checkpoint", "--overwrite_output_dir")
-_TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
+_TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", re.ASCII)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 def main(arguments: Sequence[str], world: World) -> None:
@@ -146,7 +147,13 @@ def _problems(options: argparse.Namespace) -> list[str]:
         for one in options.sbatch
         if not re.fullmatch(r"--?[a-z][\x21-\x7e]*", one)
     ]
-    found += [f"seed {seed!r} is no whole number; give numbers (--array_seeds)" for seed in options.array_seeds if not seed.isdecimal()]
+    for name, values in (("venv", [options.venv]), ("container", [options.container]), ("array_tasks", options.array_tasks)):
+        found += [f"--{name} is {value!r}; give it without control characters" for value in values if value and _CONTROL.search(value)]
+    found += [
+        f"seed {seed!r} is no whole number; give numbers (--array_seeds)"
+        for seed in options.array_seeds
+        if not (seed.isascii() and seed.isdecimal())
+    ]
     return found
 
 
@@ -182,7 +189,7 @@ def _without_output_dir(training: Sequence[str]) -> tuple[list[str], str | None]
 def _training_problems(options: argparse.Namespace, flags: Sequence[str], output_dir: str) -> list[str]:
     given = {word.partition("=")[0] for word in flags}
     found = [f"{flag} is the job script's to give, which goes on from the newest checkpoint; drop it" for flag in _OURS if flag in given]
-    if any(re.search(r"[\x00-\x1f\x7f]", word) for word in (*flags, output_dir)):
+    if any(_CONTROL.search(word) for word in (*flags, output_dir)):
         return ["the flags of the training hold control characters; give them on one line"]
     folders = set()
     for values in combinations(options):

@@ -22,7 +22,9 @@ train=(
 )
 
 # In every task: what libraries build and keep goes to the host's own disk, so that it is built once per host, under a lock that works
-# there; the first rank builds, the others wait. Models stay where they are. A lock ten minutes old has no builder left.
+# there; the first rank builds, the others wait. Models stay where they are. A lock an hour old has no builder left.
+# The task stays behind, deaf to what Slurm sends to all processes of the step, to say how the training ended: srun gives the highest
+# code, and the rank that failed may have 1 where those that lost it, or were killed for it, have 76 and 137. The first to end is the cause.
 # shellcheck disable=SC2016  # expands in the task
 on_host='
 cache=${SLURM_TMPDIR:-${TMPDIR:-/tmp}}/adakron-$(id -un)
@@ -30,23 +32,36 @@ mkdir -p -m 700 "$cache" && [ -O "$cache" ] || { echo "$cache on $(hostname) is 
 home=${HF_HOME:-$HOME/.cache/huggingface}
 export HF_HUB_CACHE=${HF_HUB_CACHE:-$home/hub} HF_TOKEN_PATH=${HF_TOKEN_PATH:-$home/token} HF_HOME=$cache/huggingface
 export TORCH_EXTENSIONS_DIR=$cache/torch_extensions TRITON_CACHE_DIR=$cache/triton
-find "$TORCH_EXTENSIONS_DIR" -name lock -mmin +10 -delete 2>/dev/null
-exec "$@"'
+find "$TORCH_EXTENSIONS_DIR" -name lock -mmin +60 -delete 2>/dev/null
+binds=${APPTAINER_BIND:-${SINGULARITY_BIND:-}} # a container does not see every folder of its host
+export APPTAINER_BIND=${binds:+$binds,}$cache
+first=$1
+shift
+trap : INT TERM USR1
+"$@"
+code=$?
+set -o noclobber # of all tasks, one makes the file
+[ "$code" = 0 ] || echo "$code" 2>/dev/null >"$first"
+exit "$code"'
 
 # One job of an array carries the number of the whole array; by this name it is meant alone.
 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 job=${job:-$SLURM_JOB_ID}
 newest() { cat "$run_dir/latest" 2>/dev/null || true; }
 before=$(newest)
+# The run itself removes the mark of an earlier stop, once the folder is its own; until then it may be another job's.
+mark() { stat -c '%i %y' "$run_dir/stopped.json" 2>/dev/null || true; }
+old_mark=$(mark)
 restarts=${SLURM_RESTART_COUNT:-0}
 echo "start $((restarts + 1)) of job $job on $SLURM_JOB_NODELIST, $run_dir: ${before:-no checkpoint yet}"
-rm -f "$run_dir/stopped.json"
+first=$PWD/.slurm-$job-$((restarts + 1)).first # in the folder of the log, which all hosts see, too
+rm -f "$first"
 
 # The warning of --signal comes to this shell alone, and only while it waits: so srun runs beside it, and passes it to all ranks.
 step='' signalled='' ended=''
 trap 'signalled=1; [ -z "$step" ] || kill -USR1 "$step"' USR1
 trap 'signalled=1; ended=1' TERM # Slurm ends the job: cancelled, preempted, or out of time. It sends the ranks their own.
-srun --kill-on-bad-exit=1 bash -c "$on_host" on_host "${train[@]}" &
+srun --kill-on-bad-exit=1 bash -c "$on_host" on_host "$first" "${train[@]}" &
 step=$!
 while :; do
     signalled=''
@@ -56,12 +71,24 @@ while :; do
 done
 
 # srun's code is no proof: the first rank to leave gets the others killed, and 143 may stand for a run that has saved.
-[ ! -e "$run_dir/stopped.json" ] || code=75
+new_mark=$(mark)
+cause=$(cat "$first" 2>/dev/null || true)
+rm -f "$first"
+if [ -n "$new_mark" ] && [ "$new_mark" != "$old_mark" ]; then
+    code=75
+elif [ "$cause" = 1 ] || [ "$cause" = 2 ]; then
+    code=$cause # it would fail again
+fi
 case $code in
     75 | 76 | 137) ;; # stopped; a rank was lost, or killed: it goes on from the newest checkpoint
     *) exit "$code" ;;
 esac
-if [ -n "$ended" ] || [ "$(squeue --noheader --jobs "$job" --format %T)" != RUNNING ]; then
+# A controller that does not answer says nothing: then it decides when it is asked to queue the job again.
+for pause in 5 15 0; do
+    state=$(squeue --noheader --jobs "$job" --format %T) && [ -n "$state" ] && break
+    sleep "$pause"
+done
+if [ -n "$ended" ] || [ "${state:-RUNNING}" != RUNNING ]; then
     reason="Slurm ends the job"
 elif [ "$(newest)" = "$before" ]; then
     reason="this start made no new checkpoint: ${before:-there is none}"

@@ -64,7 +64,7 @@ def watched_until_lost(monkeypatch: pytest.MonkeyPatch, stopping: Callable[[], b
 def test_a_store_that_is_gone_waits_for_the_last_step_and_its_checkpoint(monkeypatch):
     steps = iter([True] * 20)
     assert "the store that the ranks met in is gone" in watched_until_lost(monkeypatch, lambda: next(steps, False))
-    assert next(steps, None) is None  # not before it had stopped being asked for
+    assert next(steps, None) is None  # as long as the rank was stopping
 
 
 def test_it_does_not_wait_for_ever(monkeypatch):

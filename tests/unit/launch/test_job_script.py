@@ -1,5 +1,6 @@
 """A job script run by bash as it stands, on a cluster of stand-ins: srun, squeue and scontrol that do as they are told."""
 
+import getpass
 import os
 import signal
 import subprocess
@@ -12,15 +13,21 @@ import pytest
 from adakron.launcher import World
 from adakron.signals import EXIT_STOPPED
 from launch import slurm
-from tests.helpers.launch import ROOT
 
 SRUN = """#!/bin/bash
-# As srun: passes USR1 on to its task, and leaves with the task's code, or with one of its own.
+# As srun: passes USR1 on to all processes of its task, and leaves with the task's code, or with one of its own.
 setsid bash "$JOB/task" "$@" & task=$!
-trap 'kill -USR1 "$task"' USR1
+trap 'kill -USR1 -- "-$task"' USR1
 while :; do wait "$task"; code=$?; kill -0 "$task" 2>/dev/null || break; done
 exit "${SRUN_CODE:-$code}"
 """
+SQUEUE = """#!/bin/bash
+echo "$@" >> "$JOB/asked"
+left=$(cat "$JOB/deaf" 2>/dev/null || echo 0)
+[ "$left" = 0 ] || { echo $((left - 1)) > "$JOB/deaf"; echo "squeue: Unable to contact slurm controller" >&2; exit 1; }
+cat "$JOB/state"
+"""
+TASK = 'shift; exec "$@"'  # what the script gives to srun, behind srun's own flag
 SAVES_STEP = 'echo checkpoint-{0} > "$RUN/latest"'
 STOPS = 'echo checkpoint-{0} > "$RUN/latest"; echo {{}} > "$RUN/stopped.json"; exit 75'
 
@@ -37,10 +44,12 @@ class Job:
         slurm.main(["--tasks_per_node", "2", *flags, "--script", str(self.script), "--", "--output_dir", str(self.run)], World())
         self.state("RUNNING")
         self._tool("srun", SRUN)
-        self._tool("squeue", f'#!/bin/bash\necho "$@" >> "{folder}/asked"\ncat "{folder}/state"\n')
+        self._tool("squeue", SQUEUE)
         # A real one ends the script soon after.
         self._tool("scontrol", f'#!/bin/bash\necho "$@" >> "{folder}/requeued"\nkill -TERM $PPID\n')
         self._tool("sleep", "#!/bin/bash\nexec /bin/sleep 0.1\n")
+        (folder / "launch").mkdir()
+        (folder / "launch" / "train.py").touch()
 
     def _tool(self, name: str, text: str) -> None:
         file = self.folder / name
@@ -51,6 +60,14 @@ class Job:
         """What squeue says of the job."""
         (self.folder / "state").write_text(f"{state}\n")
 
+    def deaf(self, times: int) -> None:
+        """So often squeue gets no answer."""
+        (self.folder / "deaf").write_text(f"{times}\n")
+
+    def python(self, text: str) -> None:
+        """What a rank does, in bash."""
+        self._tool("python", f"#!/bin/bash\n{text}\n")
+
     def start(self, task: str, *words: str, restarts: int = 0, **environ: str) -> "subprocess.Popen[str]":
         (self.folder / "task").write_text(f"{task}\n")
         environment = os.environ | {
@@ -58,7 +75,7 @@ class Job:
             "SLURM_JOB_NODELIST": "n1", "SLURM_RESTART_COUNT": str(restarts), **environ,
         }  # fmt: skip
         return subprocess.Popen(
-            ["bash", str(self.script), *words], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            ["bash", str(self.script), *words], cwd=self.folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
 
     def end(self, task: str, *words: str, **options) -> tuple[int, str]:
@@ -128,6 +145,82 @@ def test_an_old_mark_of_a_stop_does_not_count(job):
     (job.run / "stopped.json").write_text("{}")
     assert job.end(f"{SAVES_STEP.format(5)}; exit 2")[0] == 2
     assert not job.requeued
+    assert (job.run / "stopped.json").exists()  # perhaps of another job, which waits with it
+
+
+def test_a_mark_that_was_written_again_counts(job):
+    (job.run / "stopped.json").write_text("{}\n")
+    again = f'{SAVES_STEP.format(5)}; echo {{}} > "$RUN/new"; mv "$RUN/new" "$RUN/stopped.json"; exit 75'
+    assert job.end(again, SRUN_CODE="143")[0] == EXIT_STOPPED
+    assert job.requeued == ["requeue 7"]
+
+
+@pytest.mark.parametrize("times", [1, 2, 99])
+def test_a_controller_that_does_not_answer_does_not_end_the_job(job, times):
+    job.deaf(times)
+    output = job.end(STOPS.format(5))[1]
+    assert job.requeued == ["requeue 7"], output
+    assert len((job.folder / "asked").read_text().splitlines()) == min(times + 1, 3)
+
+
+def test_a_controller_that_answers_late_is_heard(job):
+    job.deaf(2)
+    job.state("COMPLETING")
+    assert "Slurm ends the job" in job.end(STOPS.format(5))[1]
+    assert not job.requeued
+
+
+@pytest.mark.parametrize(
+    ("codes", "ends", "again"),
+    [
+        ([1, 76], 1, 0),  # the one that failed, then one that lost it
+        ([0, 2, 137], 2, 0),  # or was killed for it
+        ([76, 1], 76, 1),
+        ([137, 76, 1], 137, 1),
+        ([75, 1], 75, 1),
+    ],
+)
+def test_the_first_rank_that_ended_is_why_the_run_did(job, codes, ends, again):
+    job.python(f'{SAVES_STEP.format(5)}; exit "$CODE"')
+    ranks = "; ".join(f'CODE={code} "$@"' for code in codes)
+    code, output = job.end(f"shift; {ranks}", SRUN_CODE=str(max(codes)))
+    assert (code, len(job.requeued)) == (ends, again), output
+    assert "cannot overwrite" not in output
+    assert not list(job.folder.glob(".slurm-*"))
+
+
+def test_a_rank_gets_its_signals_and_is_waited_for(job):
+    job.python(f"trap 'sleep 1; {STOPS.format(9)}' USR1; touch $JOB/up; while :; do sleep 1; done")
+    process = job.start(TASK)
+    wait_for(job.folder / "up")
+    process.send_signal(signal.SIGUSR1)
+    output, _ = process.communicate(timeout=60)
+    assert job.requeued == ["requeue 7"], output
+    assert process.returncode == EXIT_STOPPED
+
+
+def test_a_lock_is_left_to_whoever_may_still_build(job, tmp_path):
+    job.python("exit 0")
+    ages = {"building": 55 * 60, "dead": 65 * 60}
+    for name, age in ages.items():
+        lock = tmp_path / f"adakron-{getpass.getuser()}" / "torch_extensions" / name / "lock"
+        lock.parent.mkdir(parents=True)
+        lock.touch()
+        os.utime(lock, (time.time() - age,) * 2)
+    code, output = job.end(TASK, TMPDIR=str(tmp_path), SLURM_TMPDIR="")
+    assert code == 0, output
+    assert [path.parent.name for path in tmp_path.glob("adakron-*/torch_extensions/*/lock")] == ["building"]
+
+
+@pytest.mark.parametrize(
+    ("given", "before"),
+    [({}, ""), ({"APPTAINER_BIND": "/data:/d,/more"}, "/data:/d,/more,"), ({"SINGULARITY_BIND": "/data"}, "/data,")],
+)
+def test_a_container_sees_the_cache_of_its_host(job, tmp_path, given, before):
+    job.python('echo "$APPTAINER_BIND" > "$JOB/bind"')
+    code, output = job.end(TASK, TMPDIR=str(tmp_path), SLURM_TMPDIR="", **given)
+    assert code == 0, output
+    assert (job.folder / "bind").read_text() == f"{before}{tmp_path}/adakron-{getpass.getuser()}\n"
 
 
 def test_a_job_that_slurm_ends_is_not_brought_back(job):
