@@ -20,8 +20,9 @@ def use_threads(world: World, environ: Mapping[str, str]) -> int:
 def share_of_cores(world: World, environ: Mapping[str, str], allowed: int) -> int:
     """Cores for this rank. allowed: those of its affinity mask.
 
-    A task of a Slurm step, whether it gave itself RANK and the like or not, has as many as --cpus-per-task says. Where it does not say: fewer allowed than the step has on this host
-    means that the task is bound to cores of its own; else the step's are shared. All other ranks share what their launcher got.
+    A task of a Slurm step, whether it gave itself RANK and the like or not, has as many as --cpus-per-task says. Where it does not
+    say: fewer allowed than the step has on this host means that the task is bound to cores of its own; else the step's are shared.
+    All other ranks share what their launcher got.
     """
     of_job = min(allowed, slurm.number(environ, "SLURM_CPUS_ON_NODE", allowed)) if "SLURM_JOB_ID" in environ else allowed
     if world.launcher == SLURM or (world.launcher == HAND and world.world_size == slurm.step_tasks(environ) > 1):

@@ -44,7 +44,7 @@ def test_what_must_end_first_ends_before_the_rank_does(store):
 
 def watched_until_lost(monkeypatch: pytest.MonkeyPatch, stopping: Callable[[], bool], *, failed: bool = False) -> str:
     """What a rank is ended for whose store is gone, or where another rank failed."""
-    lost: "queue.Queue[str]" = queue.Queue()
+    lost: queue.Queue[str] = queue.Queue()
     monkeypatch.setattr(peers, "BEAT_SECONDS", 0.02)
     monkeypatch.setattr(peers, "GRACE_SECONDS", 0.05)
     master = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)

@@ -75,7 +75,12 @@ class Job:
             "SLURM_JOB_NODELIST": "n1", "SLURM_RESTART_COUNT": str(restarts), **environ,
         }  # fmt: skip
         return subprocess.Popen(
-            ["bash", str(self.script), *words], cwd=self.folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            ["bash", str(self.script), *words],
+            cwd=self.folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
 
     def end(self, task: str, *words: str, **options) -> tuple[int, str]:
