@@ -116,7 +116,7 @@ def encoded(examples: int = EXAMPLES) -> EncodedSplit:
 def build(
     training: TrainingConfig, engine: CountingEngine, task: CountingTask, saved: list[int], *, keep: Any = None, **options: Any
 ) -> Trainer:
-    sampler = GlobalBatchSampler(encoded().lengths, micro_batch=training.per_device_train_batch_size)
+    sampler = GlobalBatchSampler(encoded().lengths, micro_batch=4, global_batch=training.examples_per_step(1))
     evaluator = Evaluator(task, batch_size=4, pad_token_id=0, device=engine.device)  # type: ignore[arg-type]
     return Trainer(
         engine, task, sampler, encoded(), {"validation": encoded(5)}, training, evaluator=evaluator, recorder=MetricRecorder(),  # type: ignore[arg-type]
