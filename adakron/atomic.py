@@ -15,19 +15,22 @@ _PARTIAL = re.compile(r"\.(.+)\.[0-9]+\.partial")
 
 
 @contextmanager
-def publish(file: str | Path) -> Iterator[Path]:
+def publish(file: str | Path, *, durable: bool = True) -> Iterator[Path]:
     """For a block that writes a file under the hidden name it is given; at the end of the block the file gets its own name.
 
     The content is on the disk before the name is, and the name before this returns, so neither a killed process nor a power cut
     leaves half a file under it. An exception in the block, or a full disk, leaves what was there before and no partial file; a
     killed process leaves its partial file, `.NAME.PID.partial`. One writer per file at a time in a process. The folder must exist.
+
+    durable: False for a file that is worth nothing after a power cut: it does not wait for the disk.
     """
     file = Path(file)
     # The same folder, so that the rename stays inside one file system and is atomic.
     partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
     try:
         yield partial
-        _sync(partial)
+        if durable:
+            _sync(partial)
         os.replace(partial, file)
     except OSError as error:
         if error.filename is None:  # a full disk is met by a write, which knows no name
@@ -35,7 +38,8 @@ def publish(file: str | Path) -> Iterator[Path]:
         raise
     finally:
         partial.unlink(missing_ok=True)
-    sync_folder(file.parent)
+    if durable:
+        sync_folder(file.parent)
 
 
 def published_name(entry: str) -> str | None:

@@ -17,6 +17,7 @@ from torch.distributed import distributed_c10d
 from adakron import peers
 from adakron.errors import AdaKronError, ConfigError
 from adakron.launcher import World
+from adakron.log import keep
 
 T = TypeVar("T")
 DEFAULT_TIMEOUT = timedelta(minutes=30)
@@ -80,7 +81,9 @@ def peer_watch() -> peers.PeerWatch | None:
 
 def _end_for_lost_rank(reason: str) -> None:
     # The main thread stands in something that does not end: nothing of it can be cleaned up.
-    print(f"error: rank {rank()} ends because another rank was lost: {reason}", file=sys.stderr, flush=True)
+    text = f"error: rank {rank()} ends because another rank was lost: {reason}"
+    keep(text)
+    print(text, file=sys.stderr, flush=True)
     os._exit(EXIT_LOST_RANK)
 
 

@@ -1,9 +1,22 @@
-"""Logging: one format, informative lines from rank 0 only, warnings from every rank with its number."""
+"""Logging: one format, informative lines from rank 0 only, warnings from every rank with its number; each rank's own file.
 
+On standard error the ranks' lines come together in one stream, and it belongs to whoever launched. What a rank said is kept beside
+the run as well (`keep_log`), every line of every rank, with its time.
+"""
+
+import contextlib
+import faulthandler
 import logging
+import os
+import shlex
+import signal
+import socket
 import sys
+from collections import deque
+from pathlib import Path
+from typing import TextIO
 
-from adakron.redaction import printable, redact, shortened
+from adakron.redaction import printable, redact, redact_arguments, shortened
 
 LOGGER_NAME = "adakron"
 _LONGEST_LINE = 3000
@@ -26,6 +39,39 @@ class _SafeFormatter(logging.Formatter):
         return "\n".join(shortened(printable(redact(line)), _LONGEST_LINE) for line in super().format(record).split("\n"))
 
 
+class _RankLog(logging.Handler):
+    """Keeps the newest records until there is a file for them, and from then on writes them there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setFormatter(_SafeFormatter("%(asctime)s %(levelname)s %(message)s"))
+        self._early: deque[logging.LogRecord] = deque(maxlen=1000)
+        self._stream: TextIO | None = None
+        self.path: Path | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self._stream is None:
+            self._early.append(record)
+            return
+        with contextlib.suppress(OSError):  # a full disk must not cost more than lines
+            self._stream.write(f"{self.format(record)}\n")
+            self._stream.flush()
+
+    def open(self, file: Path, first_line: str) -> TextIO:
+        self.path, self._stream = file, file.open("a", encoding="utf-8", errors="replace")
+        for record in (_record(first_line, logging.INFO), *self._early):
+            self.emit(record)
+        self._early.clear()
+        return self._stream
+
+
+_rank_log = _RankLog()
+
+
+def _record(text: str, level: int) -> logging.LogRecord:
+    return logging.LogRecord(LOGGER_NAME, level, __file__, 0, text, None, None)
+
+
 def get_logger(name: str) -> logging.Logger:
     """The logger of a module of this project; quiet until `setup_logging` ran."""
     return logging.getLogger(name if name.startswith(LOGGER_NAME) else f"{LOGGER_NAME}.{name}")
@@ -40,5 +86,27 @@ def setup_logging(rank: int, level: int = logging.INFO) -> None:
     handler.setFormatter(_SafeFormatter("%(place)s%(message)s"))
     handler.addFilter(_RankFilter(rank))
     logger.addHandler(handler)
+    logger.addHandler(_rank_log)
     logger.setLevel(level)
     logger.propagate = False
+
+
+def keep_log(file: Path) -> None:
+    """Append what this rank says to a file, from its first line on. The folder must exist. OSError where it cannot be written.
+
+    Where the interpreter dies (a segmentation fault, an abort), the Python stack goes there, too; and on SIGUSR2 the stacks of all
+    threads, which is how one learns where a rank stands still.
+    """
+    stream = _rank_log.open(file, f"process {os.getpid()} on {socket.gethostname()}: {shlex.join(redact_arguments(sys.argv))}")
+    faulthandler.enable(stream)
+    faulthandler.register(signal.SIGUSR2, stream, all_threads=True)
+
+
+def keep(text: str, level: int = logging.ERROR) -> None:
+    """A text for this rank's file alone: what went to standard error in another way than by a logger."""
+    _rank_log.handle(_record(text, level))
+
+
+def kept_in() -> Path | None:
+    """The file that this rank's log is kept in; None before `keep_log`."""
+    return _rank_log.path

@@ -12,6 +12,7 @@ from torch import Tensor
 from adakron.data.sampler import GlobalBatch
 from adakron.engine.engine import TrainingEngine
 from adakron.objectives import consistency_sum
+from adakron.stragglers import ComputeClock
 from adakron.tasks.base import Batch, EncodedSplit, Forward, Task, to_device
 
 
@@ -88,6 +89,8 @@ class StepPasses:
         self._pad_token_id = pad_token_id
         self._losses = partial(MicroBatchLoss, task=task, consistency_weight=consistency_weight, before_pass=before_pass)
         self._loss = self._losses(engine)
+        self.clock = ComputeClock(engine.device)
+        """What this rank computes in micro-batches."""
 
     def gradient(self, batch: GlobalBatch) -> StepLosses:
         """Forward and backward of this rank's micro-batches; the engine then holds the step's gradient. All ranks together."""
@@ -131,8 +134,11 @@ class StepPasses:
 
     def micro_batch(self, place: ForwardPass, targets: int) -> tuple[Tensor, Tensor]:
         """Forward and backward of one micro-batch; its sums of loss and disagreement. targets: of the whole step."""
+        self.clock.start()
         loss_sum, disagreement_sum = self._sums(place, self._loss)
-        self._engine.backward(loss_sum + self._loss.consistency_weight * disagreement_sum, targets)
+        total = loss_sum + self._loss.consistency_weight * disagreement_sum
+        self.clock.stop_behind(total)
+        self._engine.backward(total, targets)
         return loss_sum.detach(), disagreement_sum.detach()
 
     def _sums(self, place: ForwardPass, loss: MicroBatchLoss) -> tuple[Tensor, Tensor]:

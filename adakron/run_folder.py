@@ -28,7 +28,10 @@ ALL_RESULTS_FILE = "all_results.json"
 STOPPED_FILE = "stopped.json"
 """There while a run that was asked to stop, and saved, waits to go on. Exit codes of launchers do not tell that reliably."""
 
+HEARTBEAT_FILE = "heartbeat.json"
 TENSORBOARD_FOLDER = "tensorboard"
+LOGS_FOLDER = "logs"
+"""What each rank said: rank0.log, rank1.log, ..."""
 
 TOKENIZER_FILES = {
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json", "merges.txt",
@@ -38,7 +41,7 @@ TOKENIZER_FILES = {
 
 _WRITTEN = TOKENIZER_FILES | {
     RUN_FILE, DEEPSPEED_FILE, STATE_FILE, METRICS_FILE, BACKBONE_FILE, "train_results.json", "eval_results.json",
-    ALL_RESULTS_FILE, STOPPED_FILE, "adapter_config.json", "adapter_model.safetensors",
+    ALL_RESULTS_FILE, STOPPED_FILE, HEARTBEAT_FILE, "adapter_config.json", "adapter_model.safetensors",
 }  # fmt: skip
 _WRITTEN_NAMES = re.compile(
     r"predict_results_\w+\.tsv|generated_\w+\.(jsonl|hypotheses\.txt|references\.txt)"
@@ -147,8 +150,23 @@ def _remove_run(folder: Path) -> None:
         if entry.is_dir() and not entry.is_symlink():
             if entry.name == TENSORBOARD_FOLDER or is_stores(entry):
                 shutil.rmtree(entry)
+            elif entry.name == LOGS_FOLDER:
+                _remove_logs(entry)
         elif entry.name in _WRITTEN or _WRITTEN_NAMES.fullmatch(entry.name) or is_stores(entry):
             entry.unlink()
+
+
+def rank_log(folder: Path, rank: int) -> Path:
+    """Where a rank keeps what it said."""
+    return folder / LOGS_FOLDER / f"rank{rank}.log"
+
+
+def _remove_logs(logs: Path) -> None:
+    for log in logs.iterdir():
+        if re.fullmatch(r"rank\d+\.log", log.name):
+            log.unlink()
+    with contextlib.suppress(OSError):  # somebody else's files are in it, too
+        logs.rmdir()
 
 
 def claim_new(stem: Path) -> tuple[Path, RunLock]:
@@ -170,10 +188,10 @@ def free_name(file: Path) -> Path:
     )
 
 
-def write_json(file: Path, content: Any) -> None:
-    """Write a JSON file so that nobody ever sees half of it."""
+def write_json(file: Path, content: Any, *, durable: bool = True) -> None:
+    """Write a JSON file so that nobody ever sees half of it. durable: see `publish`."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    with publish(file) as partial:
+    with publish(file, durable=durable) as partial:
         partial.write_text(json.dumps(content, indent=2, allow_nan=True) + "\n", encoding="utf-8")
 
 

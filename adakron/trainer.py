@@ -15,12 +15,13 @@ from adakron.data.sampler import GlobalBatch, GlobalBatchSampler
 from adakron.engine.engine import TrainingEngine
 from adakron.errors import NumericalError
 from adakron.evaluator import Evaluator, best_metric_name, evaluation_prefix, greater_is_better
+from adakron.heartbeat import Heartbeat
 from adakron.invariance import verify_batch_invariance
-from adakron.metrics import MetricRecorder, peak_memory_mib
+from adakron.metrics import MetricRecorder
 from adakron.nonfinite import Evidence, NonFiniteSteps
 from adakron.passes import BeforePass, StepLosses, StepPasses
 from adakron.progress import TrainingProgress
-from adakron.spikes import LossSpikes
+from adakron.step_log import StepLog
 from adakron.tasks.base import EncodedSplit, Task
 from adakron.train_state import Due, RankState, Snapshot, Sums, TrainResult, TrainState, random_states, restore_rank, take
 
@@ -41,7 +42,7 @@ class Trainer:
 
     evaluations: encoded splits to score, by split name; the first one decides what is best.
     before_pass: see `passes.BeforePass`. boundary: passed before every step by all ranks alike; it may raise, as the evaluator's may.
-    evidence: where steps that are not finite are kept.
+    evidence: where steps that are not finite are kept. heartbeat: told what the run does.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Trainer:
         before_pass: BeforePass | None = None,
         boundary: Callable[[], None] = lambda: None,
         evidence: Evidence | None = None,
+        heartbeat: Heartbeat | None = None,
     ):
         self._engine = engine
         self._sampler = sampler
@@ -68,13 +70,14 @@ class Trainer:
         self._training = training
         self._evaluator = evaluator
         self._recorder = recorder
+        self._heartbeat = heartbeat or Heartbeat()
         self._save_checkpoint = save_checkpoint
         self._boundary = boundary
         self._passes = StepPasses(
             engine, task, train, pad_token_id=pad_token_id, consistency_weight=training.consistency_weight, before_pass=before_pass
         )
         self._nonfinite = NonFiniteSteps(engine, self._passes, training.on_nonfinite, evidence)
-        self._spikes = LossSpikes()
+        self._log = StepLog(engine, recorder, self._passes.clock, self._heartbeat, consistency=bool(training.consistency_weight))
         self._total = total_steps(training, sampler.steps_per_epoch)
         self._state = TrainState(max_steps=self._total, metric_for_best_model=best_metric_name(training, task))
         self._best: Mapping[str, Tensor] | None = None
@@ -118,7 +121,7 @@ class Trainer:
         rank, ranks = distributed.rank(), distributed.world_size()
         unlogged, spikes = restore_rank(snapshot, rank, ranks, self._training.seed, self._engine.device)
         self._recorder.restore(unlogged)
-        self._spikes.load_state(spikes)
+        self._log.spikes.load_state(spikes)
         self._nonfinite.skipped = snapshot.train.nonfinite_steps
 
     def run(self) -> TrainResult:
@@ -128,6 +131,7 @@ class Trainer:
         self._engine.train()
         if self._save_first:
             self.save()  # killed before its next checkpoint, the run would begin again at step 0
+        self._heartbeat.doing("training")
         self._started = time.perf_counter()
         self._catch_up()
         if self._engine.global_step < self._total:
@@ -148,9 +152,10 @@ class Trainer:
                 last = applied and step == self._total
                 if applied:
                     self._progress.advance()
+                    self._heartbeat.step(step)
                 if applied and (step % self._training.logging_steps == 0 or last):
                     with self._clock_stopped():
-                        self._log(step)
+                        self._write_log(step)
                 eval_every = self._training.eval_steps or self._training.logging_steps
                 self._due = Due(
                     evaluation=self._is_due(self._training.eval_strategy, eval_every, epoch_ends, applied),
@@ -173,6 +178,7 @@ class Trainer:
             if self._due.checkpoint or saved_owing:
                 self._due.checkpoint = False
                 self.save()  # also anew: who goes on from a checkpoint that owes an evaluation makes it once more
+        self._heartbeat.doing("training")
 
     def _stop_clock(self) -> None:
         if self._started is not None:
@@ -192,14 +198,7 @@ class Trainer:
         losses = self._applied(batch)
         if losses is None:
             return False
-        loss = losses.loss / max(1, losses.targets)
-        self._recorder.record("train/loss", loss, "sum")
-        self._spikes.record(loss)
-        if self._training.consistency_weight:
-            self._recorder.record("train/consistency", losses.disagreement / max(1, losses.targets), "sum")
-        self._recorder.record("train/learning_rate", learning_rate, "last")
-        if self._engine.grad_norm is not None:
-            self._recorder.record("train/grad_norm", self._engine.grad_norm)
+        self._log.record(losses, learning_rate)
         self._sums.samples += len(batch.examples)
         self._sums.tokens += int(self._train.lengths[batch.examples].sum())
         return True
@@ -224,22 +223,8 @@ class Trainer:
             return True
         return applied and (step == self._total or (when == "steps" and step % every == 0))
 
-    def _log(self, step: int) -> None:
-        sums = self._sums
-        seconds, samples, tokens = sums.window
-        elapsed = max(1e-9, sums.seconds - seconds)
-        self._recorder.record("train/samples_per_second", (sums.samples - samples) / elapsed)
-        self._recorder.record("train/tokens_per_second", (sums.tokens - tokens) / elapsed)
-        self._recorder.record("train/loss_scale", self._engine.loss_scale)
-        self._recorder.record("train/peak_memory_mib", peak_memory_mib(self._engine.device), "max")
-        self._recorder.record("train/epoch", self._state.epoch)
-        self._recorder.record("train/loss_spike", self._spikes.flush())
-        self._recorder.record("train/nonfinite_steps", self._nonfinite.skipped)
-        values = self._recorder.flush()
-        sums.window = (sums.seconds, sums.samples, sums.tokens)
-        sums.loss_sum += values["train/loss"] * (step - sums.logged_step)
-        sums.logged_step = step
-        self._recorder.write(step, values)
+    def _write_log(self, step: int) -> None:
+        values = self._log.write(step, self._sums, self._state.epoch, self._nonfinite.skipped)
         self._remember(step, {name.removeprefix("train/"): value for name, value in values.items()})
         shown = ("train/loss", "train/grad_norm", "train/learning_rate", "train/samples_per_second")
         self._progress.report(step, {name: values[name] for name in shown if name in values})
@@ -255,6 +240,7 @@ class Trainer:
 
         Leaves the model in evaluation mode.
         """
+        self._heartbeat.doing("evaluating")
         self._engine.eval()
         values: dict[str, float] = {}
         found: dict[str, dict[str, float]] = {}
@@ -293,13 +279,14 @@ class Trainer:
         if not step or self._saved == (step, self._due):
             return
         self._stop_clock()
+        self._heartbeat.doing("saving")
         self._save_checkpoint(lambda: self._last or self._snapshot())
         self._saved = (step, dataclasses.replace(self._due))
 
     def _snapshot(self) -> Snapshot:
         self._state.global_step, self._state.skipped_steps = self._engine.global_step, self._engine.skipped_steps
         self._state.nonfinite_steps = self._nonfinite.skipped
-        mine = RankState(random_states(self._engine.device), self._recorder.unlogged(), self._spikes.state())
+        mine = RankState(random_states(self._engine.device), self._recorder.unlogged(), self._log.spikes.state())
         ranks = distributed.all_gather_object(mine)
         train, sums, due = take(self._state, self._sums, self._due)
         return Snapshot(self._engine.state(), train, sums, due, self._best, self._best_scores, self._last_scores, ranks)

@@ -1,5 +1,7 @@
 """What is checked of a training run before anything is made: the JSON, what the run does, the splits it needs, the losses."""
 
+import math
+
 import torch
 from torch import nn
 
@@ -17,9 +19,16 @@ from launch.attachment import draws_noise
 def resolve_deepspeed(config: RunConfig, world: World, device: torch.device) -> DeepSpeedSettings:
     """The DeepSpeed JSON, checked against flags, launcher and device."""
     training = config.training
+    examples = training.examples_per_step(world.world_size)
+    if examples < world.world_size:
+        raise ConfigError(
+            f"global_batch_size is {examples} and there are {world.world_size} processes; each needs an example per step: start fewer, or"
+            " give a larger --global_batch_size"
+        )
     values = ds_config.RunValues(
         micro_batch=training.per_device_train_batch_size,
-        accumulation=training.gradient_accumulation_steps,
+        accumulation=math.ceil(examples / (training.per_device_train_batch_size * world.world_size)),
+        examples=training.global_batch_size,
         world_size=world.world_size,
         max_grad_norm=training.max_grad_norm,
         bf16=training.bf16,

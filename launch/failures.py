@@ -1,5 +1,6 @@
 """How a program of several ranks ends when one of them fails: quickly, on all ranks, with one paragraph that names the rank."""
 
+import contextlib
 import os
 import re
 import sys
@@ -7,11 +8,13 @@ import traceback
 from typing import NoReturn
 
 import torch.distributed as dist
+from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from adakron import distributed
 from adakron.distributed import EXIT_LOST_RANK
 from adakron.errors import ConfigError
 from adakron.launcher import World
+from adakron.log import keep, kept_in
 from adakron.redaction import redact
 
 # What gloo, NCCL and torch's store say when another rank closed its connection or kept this one waiting.
@@ -48,15 +51,19 @@ def end_rank(error: BaseException, world: World, code: int, paragraph: str | Non
     if is_lost_peer(error):
         code, first_line = EXIT_LOST_RANK, str(error).strip().splitlines()[0]
         blame = watch.account() if watch is not None else "it was lost while the process group formed"
-        say(f"error: rank {world.rank} lost another rank ({blame}); what this rank saw: {first_line[:300]}")
+        own = kept_in()
+        logs = f"; what each rank said: {own.with_name('rank*.log')}" if own is not None else ""
+        say(f"error: rank {world.rank} lost another rank ({blame}); what this rank saw: {first_line[:300]}{logs}")
         if watch is not None:
             watch.report(f"it lost another rank ({blame})")
     elif paragraph is None:
         said = "".join(traceback.format_exception(error))
         say(f"rank {world.rank}:\n{said}")
+        _tell_torchrun(error)
         if watch is not None:
             watch.report(f"{type(error).__name__}: {error}"[:2000])
     else:
+        _tell_torchrun(error)
         if watch is not None:
             watch.report(paragraph[:2000])
         # Mostly all ranks say the same, and once per host is enough; but a rank may be the only one.
@@ -69,8 +76,15 @@ def end_rank(error: BaseException, world: World, code: int, paragraph: str | Non
     os._exit(code)
 
 
+def _tell_torchrun(error: BaseException) -> None:
+    """Write the file that torchrun shows of the rank that failed first; it names the place for it in the environment, others do not."""
+    with contextlib.suppress(OSError):
+        get_error_handler().record_exception(error)
+
+
 def say(text: str) -> None:
-    """A paragraph on standard error, which may be closed already; without secrets."""
+    """A paragraph on standard error, which may be closed already, and in this rank's log; without secrets."""
+    keep(text)
     try:
         print(redact(text), file=sys.stderr, flush=True)
     except OSError:

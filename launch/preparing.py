@@ -114,7 +114,7 @@ def prepare(config: RunConfig, world: World) -> Prepared:
     sampler = GlobalBatchSampler(
         encoded["train"].lengths,
         micro_batch=config.training.per_device_train_batch_size,
-        accumulation=config.training.gradient_accumulation_steps,
+        global_batch=config.training.examples_per_step(world.world_size),
         world_size=world.world_size,
         rank=world.rank,
         seed=config.training.seed,

@@ -91,7 +91,7 @@ def run_program(main: Callable[[Sequence[str], World], int | None]) -> int:
         # What one rank's disk or memory refused, another's may not have.
         if not of_this_host and world.local_rank > 0:
             _let_the_speaker_speak()
-        print(paragraph(reason), file=sys.stderr, flush=True)
+        say(paragraph(reason))
         return code
     except KeyboardInterrupt:
         if world.local_rank == 0:

@@ -26,9 +26,9 @@ AUTO = "auto"
 MAY_CHANGE: Mapping[str, frozenset[str]] = {
     "training": frozenset({
         "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "max_hours", "do_train", "do_eval", "do_predict",
-        "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "gradient_checkpointing", "bf16",
-        "fp16", "logging_steps", "logging_dir", "eval_strategy", "eval_steps", "save_strategy", "save_steps", "save_total_limit",
-        "merge_experts", "disable_tqdm", "timeout_minutes", "on_nonfinite", "deterministic",
+        "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "global_batch_size",
+        "gradient_checkpointing", "bf16", "fp16", "logging_steps", "logging_dir", "eval_strategy", "eval_steps", "save_strategy",
+        "save_steps", "save_total_limit", "merge_experts", "disable_tqdm", "timeout_minutes", "on_nonfinite", "deterministic",
         "verify_batch_invariance",
     }),
     # Where the same data and backbone lie now does not matter: their contents are compared.
@@ -192,8 +192,8 @@ def check_same(resumption: Resumption, now: Mapping[str, Any], source: str) -> N
                 problems.append(f"{name} was {before[name]!r}, it is {value!r} now; give --{name} as it was")
     if "global_batch" in saved and saved["global_batch"] != now["global_batch"]:
         problems.append(
-            f"a step took {saved['global_batch']} examples, it would take {now['global_batch']} now; keep micro-batch x accumulation x"
-            " processes (--per_device_train_batch_size, --gradient_accumulation_steps)"
+            f"a step took {saved['global_batch']} examples, it would take {now['global_batch']} now; give --global_batch_size"
+            f" {saved['global_batch']} in place of --gradient_accumulation_steps"
         )
     for split, before in saved.get("data", {}).items():
         here = now["data"].get(split)

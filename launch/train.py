@@ -45,6 +45,7 @@ from launch.recording import claim_folder, collect_results, mark_stopped, metric
 from launch.replaying import asks_for_replay, run_replay
 from launch.saving import Saver
 from launch.summary import summary_table
+from launch.watching import watched
 
 logger = get_logger(__name__)
 
@@ -96,6 +97,27 @@ def _train(run: Prepared, world: World, agreement: StopAgreement, held: contextl
     training, attached, resumption = run.config.training, run.attached, run.resumption
     # A stream of its own on every rank: the framework's dropout, and what a method of PEFT's draws besides.
     torch.manual_seed(training.seed + world.rank)
+    steps = total_steps(training, run.sampler.steps_per_epoch)
+    engine = TrainingEngine(
+        attached.model,
+        trainable.trainable_groups(attached.model, training.weight_decay, attached.vectors),
+        run.settings,
+        training,
+        total_steps=steps,
+        device=run.device,
+    )
+    folder = distributed.on_rank_0(lambda: claim_folder(run.recorded, run.settings, run.layout, held, resumption))
+    saver = Saver(folder, attached, run.tokenizer, run.task, keep=training.save_total_limit, run=run.described)
+    held.callback(saver.close)
+    watch = distributed.peer_watch()
+    if watch is not None:  # another rank's end must not cut a checkpoint off that is being written
+        watch.finish_first(saver.settle)
+    heartbeat = held.enter_context(watched(folder, world, steps))
+
+    def before_evaluation_batch() -> None:
+        heartbeat.progress()
+        agreement.boundary()
+
     evaluator = Evaluator(
         run.task,
         batch_size=training.per_device_eval_batch_size,
@@ -105,22 +127,8 @@ def _train(run: Prepared, world: World, agreement: StopAgreement, held: contextl
         rank=world.rank,
         disable_progress=training.disable_tqdm,
         before_batch=attached.router.evaluation_batch if attached.router else None,
-        boundary=agreement.boundary,
+        boundary=before_evaluation_batch,
     )
-    engine = TrainingEngine(
-        attached.model,
-        trainable.trainable_groups(attached.model, training.weight_decay, attached.vectors),
-        run.settings,
-        training,
-        total_steps=total_steps(training, run.sampler.steps_per_epoch),
-        device=run.device,
-    )
-    folder = distributed.on_rank_0(lambda: claim_folder(run.recorded, run.settings, run.layout, held, resumption))
-    saver = Saver(folder, attached, run.tokenizer, run.task, keep=training.save_total_limit, run=run.described)
-    held.callback(saver.close)
-    watch = distributed.peer_watch()
-    if watch is not None:  # another rank's end must not cut a checkpoint off that is being written
-        watch.finish_first(saver.settle)
     sinks: list[Sink] = []
     distributed.on_rank_0(lambda: sinks.extend(metric_sinks(run.config, folder, resumption)))
     recorder = MetricRecorder(sinks)
@@ -138,6 +146,7 @@ def _train(run: Prepared, world: World, agreement: StopAgreement, held: contextl
         evidence=RunEvidence(folder, run.recorded, run.settings.precision, run.task, saver.newest),
         before_pass=run.before_pass,
         boundary=agreement.boundary,
+        heartbeat=heartbeat,
     )
     if resumption is not None and resumption.saved is not None:
         trainer.resume(resumption.saved.snapshot, saved=resumption.in_place)
@@ -147,6 +156,7 @@ def _train(run: Prepared, world: World, agreement: StopAgreement, held: contextl
             scores = result.scores if result.scores is not None or not evaluates(run.config) else trainer.evaluate()
         saver.wait()
         distributed.on_rank_0(lambda: _write_adapter(run, saver, folder, result))
+        heartbeat.doing("predicting")
         predictions = {name: evaluator.outputs(engine, split, "predicting") for name, split in run.predictions.items()}
     except StopRequest as stop:
         trainer.save()

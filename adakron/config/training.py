@@ -25,6 +25,11 @@ class TrainingConfig(Settings):
     per_device_train_batch_size: int = flag(32, "Examples of one forward pass on one rank.")
     per_device_eval_batch_size: int = flag(64, "Examples of one evaluation forward pass on one rank.")
     gradient_accumulation_steps: int = flag(1, "Micro-batches per optimizer step on each rank.")
+    global_batch_size: int | None = flag(
+        None,
+        "Examples of one optimizer step on all ranks together, however many there are; the accumulation follows, and"
+        " per_device_train_batch_size is the most of one forward pass.",
+    )
     num_train_epochs: float = flag(3.0, "Passes over the training split.")
     max_steps: int = flag(-1, "Optimizer steps in all; wins over num_train_epochs when positive.")
     learning_rate: float = flag(1e-3, "Peak learning rate.")
@@ -70,11 +75,20 @@ class TrainingConfig(Settings):
     deterministic: bool = flag(False, "Same machine, same command, same bits: deterministic kernels only, an error where there is none.")
     disable_tqdm: bool | None = flag(None, "No progress bar. Default: a bar on a terminal, plain lines otherwise.")
 
+    def examples_per_step(self, world_size: int) -> int:
+        """Examples of one optimizer step on so many ranks."""
+        return self.global_batch_size or self.per_device_train_batch_size * self.gradient_accumulation_steps * world_size
+
     def problems(self) -> list[str]:
         found = positive_problems(
-            self, "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "logging_steps",
-            "eval_steps", "save_steps", "save_total_limit",
+            self, "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "global_batch_size",
+            "logging_steps", "eval_steps", "save_steps", "save_total_limit",
         )  # fmt: skip
+        if self.global_batch_size is not None and self.gradient_accumulation_steps != 1:
+            found.append(
+                f"global_batch_size and gradient_accumulation_steps ({self.gradient_accumulation_steps}) are both set; the second follows"
+                " from the first: drop --gradient_accumulation_steps"
+            )
         found += negative_problems(
             self, "learning_rate", "weight_decay", "adam_epsilon", "max_grad_norm", "warmup_steps", "seed", "num_train_epochs",
             "consistency_weight",

@@ -35,17 +35,17 @@ def epoch_order(examples: int, seed: int, epoch: int) -> np.ndarray:
 class GlobalBatchSampler:
     """Deals the examples of an epoch out to optimizer steps, micro-batches and ranks.
 
-    lengths: (examples,) in tokens. micro_batch: examples per forward pass and rank. A step takes
-    micro_batch * accumulation * world_size examples; the last one of an epoch takes what is left.
+    lengths: (examples,) in tokens. micro_batch: examples per forward pass and rank, at most. global_batch: examples per step; the
+    last one of an epoch takes what is left.
     """
 
-    def __init__(self, lengths: np.ndarray, *, micro_batch: int, accumulation: int = 1, world_size: int = 1, rank: int = 0, seed: int = 0):
+    def __init__(self, lengths: np.ndarray, *, micro_batch: int, global_batch: int, world_size: int = 1, rank: int = 0, seed: int = 0):
         self.lengths = np.asarray(lengths)
         self.micro_batch = micro_batch
         self.world_size = world_size
         self.rank = rank
         self.seed = seed
-        self.global_batch = micro_batch * accumulation * world_size
+        self.global_batch = global_batch
 
     @property
     def steps_per_epoch(self) -> int:

@@ -48,7 +48,8 @@ _REFUSED = {
 class RunValues:
     """What the flags and the launcher already decided; a JSON may say "auto" or the same.
 
-    micro_batch: examples per forward pass and rank. accumulation: micro-batches per step and rank.
+    micro_batch: examples per forward pass and rank. accumulation: micro-batches per step and rank. examples: per step, where their
+    number is given and not micro_batch x accumulation x world_size.
     """
 
     micro_batch: int
@@ -57,11 +58,12 @@ class RunValues:
     max_grad_norm: float
     bf16: bool | None = None
     fp16: bool | None = None
+    examples: int | None = None
 
     @property
     def global_batch(self) -> int:
         """Examples per optimizer step."""
-        return self.micro_batch * self.accumulation * self.world_size
+        return self.examples or self.micro_batch * self.accumulation * self.world_size
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,10 @@ def resolve(source: dict[str, Any], values: RunValues, *, name: str = "the DeepS
 
     _agree(config, "train_micro_batch_size_per_gpu", values.micro_batch, "--per_device_train_batch_size", problems)
     _agree(config, "gradient_accumulation_steps", values.accumulation, "--gradient_accumulation_steps", problems)
-    _agree(config, "train_batch_size", values.global_batch, "micro-batch x accumulation x processes", problems)
+    origin = "--global_batch_size" if values.examples else "micro-batch x accumulation x processes"
+    _agree(config, "train_batch_size", values.global_batch, origin, problems)
+    # DeepSpeed insists on the product, and uses it for nothing: the gradient is divided by the step's own count of targets.
+    config["train_batch_size"] = values.micro_batch * values.accumulation * values.world_size
     _agree(config, "gradient_clipping", float(values.max_grad_norm), "--max_grad_norm", problems)
     precision = _precision(config, values, problems)
     stage = _stage(config, problems)

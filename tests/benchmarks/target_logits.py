@@ -47,7 +47,7 @@ def measure(data: Path, form: str) -> None:
     assert isinstance(task, CausalTask)
     tokenizer = GPT2Tokenizer.from_pretrained(data / "tokenizers" / "gpt2")
     encoded = task.encode("train", tokenizer)
-    sampler = GlobalBatchSampler(encoded.lengths, micro_batch=8, seed=110)
+    sampler = GlobalBatchSampler(encoded.lengths, micro_batch=8, global_batch=8, seed=110)
     batch = task.collate(encoded, next(sampler.epoch(0)).micro_batches[0], tokenizer.eos_token_id)
     torch.manual_seed(0)
     model = GPT2LMHeadModel(GPT2Config(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, attn_implementation="eager"))

@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.cluster import slurm
 from tests.cluster.conftest import PATIENCE, SECONDS_OF_WARNING, Measured, Reference, Submit
 from tests.cluster.hosts import wait_until
-from tests.cluster.inputs import flags, newest_step, went_on_at
+from tests.cluster.inputs import GLOBAL_BATCH, flags, newest_step, went_on_at
 from tests.cluster.virtual import Cluster
 
 
@@ -86,12 +86,13 @@ def test_a_host_that_is_switched_off_is_replaced(with_slurm: Cluster, submit: Su
 
 
 def test_three_hosts_go_on_as_two(submit: Submit, reference: Reference, measured: Measured, tmp_path: Path):
-    job = submit("shrunk", 3, options=("--no-requeue",))
+    any_number = ("--per_device_train_batch_size", "4", "--global_batch_size", str(GLOBAL_BATCH))  # two ranks need two passes
+    job = submit("shrunk", 3, *any_number, options=("--no-requeue",))
     job.wait_for_steps(20, PATIENCE)
     job.signal("USR1")  # to the ranks; the job's shell hears nothing
     assert job.end(PATIENCE) == "FAILED", job.output()
     assert job.detail("ExitCode") == "75:0"
-    again = submit("shrunk", 2)
+    again = submit("shrunk", 2, *any_number)
     assert again.end(PATIENCE) == "COMPLETED", again.output()
     assert len(went_on_at(job.run)) == 1
     measured.same_end("3 hosts, stopped, 2 hosts with the same global batch", job.run, reference.folder)

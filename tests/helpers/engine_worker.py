@@ -91,7 +91,7 @@ def train_case(folder: Path, case: Case, world: World, device: torch.device) -> 
     sampler = GlobalBatchSampler(
         encoded.lengths,
         micro_batch=case.micro_batch,
-        accumulation=case.accumulation,
+        global_batch=problem.global_batch,
         world_size=world.world_size,
         rank=world.rank,
         seed=SEED,

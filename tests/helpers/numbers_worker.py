@@ -109,7 +109,7 @@ def build(folder: Path, name: str, world: World, **odd: Any) -> tuple[Trainer, T
         device=device,
     )  # fmt: skip
     sampler = GlobalBatchSampler(
-        split.lengths, micro_batch=micro_batch, accumulation=2, world_size=world.world_size, rank=world.rank, seed=SEED
+        split.lengths, micro_batch=micro_batch, global_batch=values.global_batch, world_size=world.world_size, rank=world.rank, seed=SEED
     )
     kept = Kept()
     trainer = Trainer(

@@ -113,7 +113,7 @@ def test_the_problems_can_tell_right_from_wrong(folder: Path, plain: dict[str, O
     assert min(plain["classification"].grad_norms) < PROBLEMS["classification"].max_grad_norm  # and steps that are not clipped
     encoded = prepare(folder, "counted")[1]
     assert 0 in encoded.target_counts
-    shares = GlobalBatchSampler(encoded.lengths, micro_batch=1, accumulation=4, world_size=2, rank=1, seed=SEED).epoch(0)
+    shares = GlobalBatchSampler(encoded.lengths, micro_batch=1, global_batch=8, world_size=2, rank=1, seed=SEED).epoch(0)
     assert 0 in [len(rows) for batch in shares for rows in batch.micro_batches], "no rank ever runs out of examples"
 
 

@@ -42,11 +42,24 @@ def test_overwriting_replaces_a_run_whole(tmp_path):
     for name in ("nonfinite-step3-rank0.safetensors", "nonfinite-step3-rank0-2.safetensors"):
         (tmp_path / "run" / name).write_text("")
     (tmp_path / "run" / "data").mkdir()
+    run_folder.write_json(tmp_path / "run" / run_folder.HEARTBEAT_FILE, {})
+    (tmp_path / "run" / "logs").mkdir()
+    run_folder.rank_log(tmp_path / "run", 11).write_text("")
     run_folder.check_free(tmp_path / "run", overwrite=True)
     run_folder.claim(tmp_path / "run", overwrite=True).release()
     # ... and nothing but the run.
     left = {path.name for path in (tmp_path / "run").iterdir()}
     assert left == {run_folder.RUN_FILE, LOCK_FILE, "notes.md", "data", "checkpoint-6"} and (tmp_path / "elsewhere").is_dir()
+
+
+def test_overwriting_takes_the_ranks_logs_and_nothing_else_in_that_folder(tmp_path):
+    make_run(tmp_path / "run")
+    logs = tmp_path / "run" / "logs"
+    logs.mkdir()
+    run_folder.rank_log(tmp_path / "run", 0).write_text("")
+    (logs / "slurm.out").write_text("mine")
+    run_folder.claim(tmp_path / "run", overwrite=True).release()
+    assert [log.name for log in logs.iterdir()] == ["slurm.out"]
 
 
 def test_a_folder_of_somebody_else_is_not_deleted_even_when_asked(tmp_path):

@@ -41,7 +41,7 @@ class CountingEngine:
 
     def __call__(self, **inputs: torch.Tensor) -> SimpleNamespace:
         self.modes.append(self.training)
-        return SimpleNamespace(logits=inputs["input_ids"].float())
+        return SimpleNamespace(logits=inputs["input_ids"].float().requires_grad_(torch.is_grad_enabled()))
 
     def train(self) -> None:
         self.training = True
@@ -116,7 +116,7 @@ def encoded(examples: int = EXAMPLES) -> EncodedSplit:
 def build(
     training: TrainingConfig, engine: CountingEngine, task: CountingTask, saved: list[int], *, keep: Any = None, **options: Any
 ) -> Trainer:
-    sampler = GlobalBatchSampler(encoded().lengths, micro_batch=training.per_device_train_batch_size)
+    sampler = GlobalBatchSampler(encoded().lengths, micro_batch=4, global_batch=training.examples_per_step(1))
     evaluator = Evaluator(task, batch_size=4, pad_token_id=0, device=engine.device)  # type: ignore[arg-type]
     return Trainer(
         engine, task, sampler, encoded(), {"validation": encoded(5)}, training, evaluator=evaluator, recorder=MetricRecorder(),  # type: ignore[arg-type]
@@ -208,7 +208,7 @@ def test_a_consistency_loss_is_weighed_and_reported_beside_the_loss():
 
     losses: list[float] = []
     engine = CountingEngine()
-    engine.backward = lambda loss_sum, targets: losses.append(float(loss_sum))  # type: ignore[method-assign]
+    engine.backward = lambda loss_sum, targets: losses.append(loss_sum.item())  # type: ignore[method-assign]
     training = settings(max_steps=1, eval_strategy="no", save_strategy="no", consistency_weight=0.25)
     result = build(training, engine, Noisy(), []).run()
     # Four examples of loss 2 each, whose two outputs lie 1 apart.

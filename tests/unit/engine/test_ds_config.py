@@ -60,6 +60,13 @@ def nvme(path):
     return resolve({"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme", "nvme_path": str(path)}}}, VALUES).config
 
 
+def test_the_examples_of_a_step_may_be_a_number_of_their_own():
+    values = RunValues(micro_batch=8, accumulation=3, world_size=4, max_grad_norm=0.5, examples=70)
+    assert resolve({"train_batch_size": 70}, values).config["train_batch_size"] == 96  # DeepSpeed insists on the product
+    with pytest.raises(ConfigError, match='"train_batch_size" is 96, but --global_batch_size gives 70'):
+        resolve({"train_batch_size": 96}, values)
+
+
 def test_nvme_needs_a_folder_and_asynchronous_io(tmp_path, monkeypatch):
     from deepspeed.ops.op_builder import AsyncIOBuilder
 

@@ -93,6 +93,8 @@ def test_launcher_flags_are_accepted():
         ("--method lora --bottleneck_dim 8", "--bottleneck_dim does nothing with method lora; .* --method_config"),
         ("--method bitfit --adapter_size=8", "--adapter_size does nothing with method bitfit"),
         ("--method pfeiffer --factor_order a_major", "--factor_order does nothing with method pfeiffer; .* another --method"),
+        ("--global_batch_size 8 --gradient_accumulation_steps 2", "both set; .* drop --gradient_accumulation_steps"),
+        ("--global_batch_size 0", "global_batch_size is 0; it must be at least 1"),
         ("stray", "unexpected argument 'stray'"),
         ("--config nowhere.yaml", "nowhere.yaml"),
     ],

@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 
@@ -48,3 +50,13 @@ def test_our_methods_are_loaded_in_parts_at_stage_3(json_name, method, expected)
 def test_nvme_is_refused_before_the_run():
     with pytest.raises(ConfigError, match=r"zero3_nvme.json: \"zero_optimization.offload_param.nvme_path\" is '/local_nvme'"):
         resolve_deepspeed(config("zero3_nvme"), World(), torch.device("cpu"))
+
+
+def test_a_step_of_given_size_is_dealt_out_to_any_number_of_ranks():
+    given = config("zero2_fp32")
+    given = dataclasses.replace(given, training=TrainingConfig(global_batch_size=10, per_device_train_batch_size=2))
+    for ranks, accumulation in ((1, 5), (2, 3), (3, 2), (10, 1)):
+        settings = resolve_deepspeed(given, World(world_size=ranks, local_world_size=ranks), torch.device("cpu"))
+        assert settings.config["gradient_accumulation_steps"] == accumulation
+    with pytest.raises(ConfigError, match="global_batch_size is 10 and there are 11 processes; each needs an example per step"):
+        resolve_deepspeed(given, World(world_size=11, local_world_size=11), torch.device("cpu"))

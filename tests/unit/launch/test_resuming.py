@@ -144,6 +144,13 @@ def test_settings_that_differ_are_named_with_a_remedy_that_can_be_followed():
         check_same(resumption(None, in_place=False, run=before), now, "r")
 
 
+def test_another_number_of_examples_per_step_is_refused_with_the_flag_that_keeps_it():
+    config = {"training": {}, "data": {}, "model": {}, "adapter": {}}
+    before, now = ({"config": config, "global_batch": count, "data": {}} for count in (48, 32))
+    with pytest.raises(ConfigError, match=r"a step took 48 examples, it would take 32 now; give --global_batch_size 48"):
+        check_same(resumption(None, in_place=False, run=before), now, "r")
+
+
 def test_a_stop_in_an_evaluation_says_so():
     trainer = SimpleNamespace(step=4, total_steps=9, owes_evaluation=True)
     said = stopped_message("SIGTERM", trainer, Path("runs/a"))
