@@ -82,8 +82,8 @@ def peer_watch() -> peers.PeerWatch | None:
 def _end_for_lost_rank(reason: str) -> None:
     # The main thread stands in something that does not end: nothing of it can be cleaned up.
     text = f"error: rank {rank()} ends because another rank was lost: {reason}"
-    keep(text)
     print(text, file=sys.stderr, flush=True)
+    keep(text)
     os._exit(EXIT_LOST_RANK)
 
 

@@ -12,13 +12,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from adakron.log import get_logger
+from adakron.patience import at_most
 from adakron.run_folder import write_json
-from adakron.stragglers import Lag
+from adakron.stragglers import Straggler
 
 Doing = Literal["starting", "training", "evaluating", "saving", "predicting", "finished", "stopped", "failed"]
 
 EVERY_SECONDS = 5.0
-"""Between two writes of a run that goes on; what it does next is written at once."""
+"""At least between two writes of a run that goes on; what it does next is written at once."""
+
+LAST_SECONDS = 2.0
+"""How long a run that fails waits for its folder."""
 
 logger = get_logger(__name__)
 
@@ -26,17 +30,17 @@ logger = get_logger(__name__)
 class Heartbeat:
     """Writes the file; without one (other ranks than 0) it does nothing.
 
-    file: in the run's folder. max_steps: of the whole run. hosts: by rank.
+    file: in the run's folder. max_steps: of the whole run. step: where it goes on. hosts: by rank.
     """
 
-    def __init__(self, file: Path | None = None, max_steps: int = 0, hosts: Sequence[str] = ()):
+    def __init__(self, file: Path | None = None, max_steps: int = 0, hosts: Sequence[str] = (), step: int = 0):
         self._file = file
         self._hosts = hosts
         self._written = 0.0
         now = _clock()
         self._content: dict[str, Any] = {
-            "doing": "starting", "step": 0, "max_steps": max_steps, "loss": None, "last_step_at": None, "seconds_per_step": None,
-            "slowest_rank": None, "slowest_host": None, "lag_seconds": None,
+            "doing": "starting", "step": step, "max_steps": max_steps, "loss": None, "last_step_at": None, "seconds_per_step": None,
+            "straggler_rank": None, "straggler_host": None, "straggler_seconds": None,
             "last_progress_at": now, "written_at": now, "started_at": now,
             "ranks": len(hosts), "host": socket.gethostname(), "pid": os.getpid(),
         }  # fmt: skip
@@ -49,7 +53,7 @@ class Heartbeat:
             self._progress(at_once=True)
 
     def progress(self) -> None:
-        """Something is done: a batch of an evaluation."""
+        """Something is done: a batch of an evaluation, a step that was not taken."""
         self._progress()
 
     def step(self, step: int) -> None:
@@ -57,12 +61,16 @@ class Heartbeat:
         self._content |= {"step": step, "last_step_at": _clock()}
         self._progress()
 
-    def logged(self, loss: float, seconds_per_step: float, slowest: Lag) -> None:
+    def failed(self) -> None:
+        """The run ends of an error, which may be that its folder does not answer."""
+        at_most(LAST_SECONDS, lambda: self.doing("failed"))
+
+    def logged(self, loss: float, seconds_per_step: float, slowest: Straggler) -> None:
         """What the newest log line says."""
         self._content |= {
             "loss": loss, "seconds_per_step": round(seconds_per_step, 6),
-            "slowest_rank": slowest.rank, "slowest_host": self._hosts[slowest.rank] if self._hosts else None,
-            "lag_seconds": round(slowest.seconds, 6),
+            "straggler_rank": slowest.rank, "straggler_host": self._hosts[slowest.rank] if self._hosts else None,
+            "straggler_seconds": round(slowest.seconds, 6),
         }  # fmt: skip
 
     def _progress(self, *, at_once: bool = False) -> None:

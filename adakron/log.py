@@ -16,9 +16,13 @@ from collections import deque
 from pathlib import Path
 from typing import TextIO
 
+from adakron.patience import at_most
 from adakron.redaction import printable, redact, redact_arguments, shortened
 
 LOGGER_NAME = "adakron"
+KEEP_SECONDS = 2.0
+"""How long a rank that ends waits for its last words to be in its file."""
+
 _LONGEST_LINE = 3000
 
 
@@ -102,9 +106,12 @@ def keep_log(file: Path) -> None:
     faulthandler.register(signal.SIGUSR2, stream, all_threads=True)
 
 
-def keep(text: str, level: int = logging.ERROR) -> None:
-    """A text for this rank's file alone: what went to standard error in another way than by a logger."""
-    _rank_log.handle(_record(text, level))
+def keep(text: str) -> None:
+    """A text for this rank's file alone: what went to standard error in another way than by a logger.
+
+    Does not wait for a file system that hangs, and may be called while another thread does.
+    """
+    at_most(KEEP_SECONDS, lambda: _rank_log.handle(_record(text, logging.ERROR)))
 
 
 def kept_in() -> Path | None:

@@ -98,9 +98,10 @@ class StepPasses:
         loss = torch.zeros((), dtype=torch.float32, device=self._engine.device)
         disagreement = torch.zeros_like(loss)
         for place in self.places(batch):
-            loss_sum, disagreement_sum = self.micro_batch(place, targets)
+            loss_sum, disagreement_sum = self.micro_batch(place, targets, self.clock)
             loss += loss_sum
             disagreement += disagreement_sum
+        self.clock.count_step()
         return StepLosses(loss, disagreement, targets)
 
     def local_gradient(self, places: Sequence[ForwardPass], targets: int) -> dict[str, Tensor]:
@@ -132,12 +133,14 @@ class StepPasses:
         """The tensors of a micro-batch, on the host."""
         return self._task.collate(self._train, place.examples, self._pad_token_id)
 
-    def micro_batch(self, place: ForwardPass, targets: int) -> tuple[Tensor, Tensor]:
+    def micro_batch(self, place: ForwardPass, targets: int, clock: ComputeClock | None = None) -> tuple[Tensor, Tensor]:
         """Forward and backward of one micro-batch; its sums of loss and disagreement. targets: of the whole step."""
-        self.clock.start()
+        if clock is not None:
+            clock.start()
         loss_sum, disagreement_sum = self._sums(place, self._loss)
         total = loss_sum + self._loss.consistency_weight * disagreement_sum
-        self.clock.stop_behind(total)
+        if clock is not None:
+            clock.stop_behind(total)
         self._engine.backward(total, targets)
         return loss_sum.detach(), disagreement_sum.detach()
 

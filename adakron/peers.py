@@ -1,7 +1,7 @@
 """What the ranks of a run know of each other when collectives fail: who lives, who ended and why.
 
 A collective that fails says that some connection closed, or that it waited too long, never which rank is to blame. So each rank
-counts its heartbeats in the store that the process group was formed with, and writes there how it ended.
+counts its signs of life in the store that the process group was formed with, and writes there how it ended.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from adakron.redaction import redact
 T = TypeVar("T")
 
 BEAT_SECONDS = 1.0
-"""Between two heartbeats of a rank: one short message to the store, from a thread."""
+"""Between two signs of life of a rank: one short message to the store, from a thread."""
 
 SILENT_BEATS = 3
 """A rank whose count stands still for so many beats gives no sign of life."""
@@ -37,7 +37,7 @@ _PREFIX = "adakron/peers"
 
 
 class PeerWatch:
-    """Heartbeats of this rank, and ears for the end of others. One per process group of several ranks.
+    """Signs of life of this rank, and ears for the end of others. One per process group of several ranks.
 
     on_lost: called, from a thread, with what is known where another rank failed and this one goes on GRACE_SECONDS later; it must
     end the process, whose main thread may never return.
@@ -54,8 +54,8 @@ class PeerWatch:
         self._finish: Callable[[], None] | None = None
         self._stopping: Callable[[], bool] = lambda: False
         self._store_answers = True
-        self._store.add(f"{_PREFIX}/beats/{rank}", 1)
-        threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
+        self._store.add(self._beats_of(rank), 1)
+        threading.Thread(target=self._beat, name="sign of life", daemon=True).start()
 
     @staticmethod
     def _connect(host: str, port: int) -> dist.TCPStore:
@@ -80,13 +80,14 @@ class PeerWatch:
 
         def write() -> None:
             self._main_store.set(f"{_PREFIX}/end/{self._rank}", redact(reason))
+            self._main_store.append(f"{_PREFIX}/ended", f"{self._rank},")  # type: ignore[attr-defined]  # missing in torch's stubs
             self._main_store.compare_set(f"{_PREFIX}/first", "", str(self._rank))
 
         self.stop()
         self._ask(STORE_SECONDS, write, None)
 
     def linger(self) -> None:
-        """Stay for two heartbeats, in which the others hear what was reported: the store may end with this process."""
+        """Stay for two signs of life, in which the others hear what was reported: the store may end with this process."""
         if self._store_answers:
             time.sleep(2 * BEAT_SECONDS)
 
@@ -103,7 +104,7 @@ class PeerWatch:
         return self._main_store.get(key).decode()
 
     def account(self) -> str:
-        """Who is to blame for a collective that failed, as far as the store knows. Takes some heartbeats."""
+        """Who is to blame for a collective that failed, as far as the store knows. Takes some seconds."""
         if self._heard:
             return self._heard
         gone = "the store that the ranks met in does not answer: its host, rank 0 or the launcher beside it, is gone or stands still"
@@ -114,8 +115,8 @@ class PeerWatch:
         before = self._beats(others)
         time.sleep(SILENT_BEATS * BEAT_SECONDS)
         after = self._beats(others)
-        ended = [rank for rank in others if self._main_store.check([f"{_PREFIX}/end/{rank}"])]
-        first = self._main_store.get(f"{_PREFIX}/first").decode() if self._main_store.check([f"{_PREFIX}/first"]) else ""
+        ended = {int(rank) for rank in self._value(f"{_PREFIX}/ended").split(",") if rank}
+        first = self._value(f"{_PREFIX}/first")
         said = []
         if first and int(first) in ended:
             said.append(f"rank {first} ended first: {self._main_store.get(f'{_PREFIX}/end/{first}').decode()}")
@@ -127,8 +128,20 @@ class PeerWatch:
             said.append(f"{_ranks(late)} signs of life, but did not come to where this rank waited")
         return "; ".join(said) or "no other rank says why"
 
-    def _beats(self, ranks: list[int]) -> dict[int, int]:
-        return {rank: self._main_store.add(f"{_PREFIX}/beats/{rank}", 0) for rank in ranks}
+    def _value(self, key: str) -> str:
+        return str(self._main_store.get(key).decode()) if self._main_store.check([key]) else ""
+
+    def _beats(self, ranks: list[int]) -> dict[int, bytes]:
+        keys = [self._beats_of(rank) for rank in ranks]
+        if not self._main_store.check(keys):  # one ended before its first; what is not there would be waited for
+            for key in keys:
+                self._main_store.add(key, 0)
+        # In one request: each of a thousand ranks may ask for those of all.
+        return dict(zip(ranks, self._main_store.multi_get(keys), strict=True))
+
+    @staticmethod
+    def _beats_of(rank: int) -> str:
+        return f"{_PREFIX}/beats/{rank}"
 
     def _ask(self, seconds: float, function: Callable[[], T], otherwise: T) -> T:
         """What the function gets from the store, or the other value where it fails or takes longer: it is then left behind in its thread,
@@ -153,7 +166,7 @@ class PeerWatch:
         while not self._stopped.wait(BEAT_SECONDS):
             if noticed is None:
                 try:
-                    self._store.add(f"{_PREFIX}/beats/{self._rank}", 1)
+                    self._store.add(self._beats_of(self._rank), 1)
                     if not self._store.check([f"{_PREFIX}/first"]):
                         continue
                     first = self._store.get(f"{_PREFIX}/first").decode()

@@ -5,6 +5,7 @@ Standard library only: a program listens before it imports what takes seconds.
 """
 
 import contextlib
+import faulthandler
 import os
 import signal
 import socket
@@ -58,6 +59,8 @@ class SignalListener:
         signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
         for number in ASKING:
             signal.signal(number, lambda *_: None)  # the thread does the work; without a handler the process would end here
+        # Until a rank has its log (`adakron.log.keep_log`): where it stands, on standard error.
+        faulthandler.register(signal.SIGUSR2, all_threads=True)
         watch_launchers(lambda: self._note(LAUNCHER_GONE))
 
     def defer(self) -> None:

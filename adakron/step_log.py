@@ -6,7 +6,7 @@ from adakron.heartbeat import Heartbeat
 from adakron.metrics import MetricRecorder, peak_memory_mib
 from adakron.passes import StepLosses
 from adakron.spikes import LossSpikes
-from adakron.stragglers import ComputeClock, lag
+from adakron.stragglers import ComputeClock, straggler
 from adakron.train_state import Sums
 
 
@@ -19,7 +19,6 @@ class StepLog:
         self._clock = clock
         self._heartbeat = heartbeat
         self._consistency = consistency
-        self._steps = 0  # of this process since the last line
         self.spikes = LossSpikes()
 
     def record(self, losses: StepLosses, learning_rate: float) -> None:
@@ -32,7 +31,6 @@ class StepLog:
         self._recorder.record("train/learning_rate", learning_rate, "last")
         if self._engine.grad_norm is not None:
             self._recorder.record("train/grad_norm", self._engine.grad_norm)
-        self._steps += 1
 
     def write(self, step: int, sums: Sums, epoch: float, nonfinite_steps: int) -> dict[str, float]:
         """Reduce and write what came since the last time; the values, equal on all ranks, which must call it together.
@@ -48,7 +46,7 @@ class StepLog:
         self._recorder.record("train/epoch", epoch)
         self._recorder.record("train/loss_spike", self.spikes.flush())
         self._recorder.record("train/nonfinite_steps", nonfinite_steps)
-        slowest = lag(self._clock.flush() / max(1, self._steps))
+        slowest = straggler(self._clock.flush())
         self._recorder.record("train/compute_seconds", slowest.median)
         if distributed.world_size() > 1:
             self._recorder.record("train/straggler_seconds", slowest.seconds)
@@ -58,6 +56,5 @@ class StepLog:
         sums.window = (sums.seconds, sums.samples, sums.tokens)
         sums.loss_sum += values["train/loss"] * (step - sums.logged_step)
         sums.logged_step = step
-        self._steps = 0
         self._recorder.write(step, values)
         return values

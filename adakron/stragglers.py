@@ -3,10 +3,11 @@
 All ranks leave a step together, so the time of a step says nothing of who is slow. What differs is how long each computes before it
 has its gradient: collating, forward pass, backward pass. The reduction, in which the fast ones wait, comes behind that. (At ZeRO-3
 both passes also gather weights and wait there, and under ZeRO-1 and 2 a bucket that is full in the middle of a backward pass is
-reduced there: the lag then shows smaller than it is.)
+reduced there: it then shows less slow than it is.)
 """
 
 import time
+from collections import deque
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +23,8 @@ class ComputeClock:
     def __init__(self, device: torch.device):
         self._on_gpu = device.type == "cuda"
         self._seconds = 0.0
-        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self._steps = 0
+        self._events: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
         self._begun: torch.cuda.Event | float = 0.0
 
     def start(self) -> None:
@@ -47,19 +49,28 @@ class ComputeClock:
             self._seconds += ended - begun
         elif isinstance(begun, torch.cuda.Event) and isinstance(ended, torch.cuda.Event):
             self._events.append((begun, ended))
+            self._take(wait=False)  # what is over, so that their number does not grow with the distance of log lines
 
-    def flush(self) -> float:
-        """Seconds since the last flush. Waits for the device."""
-        for begun, ended in self._events:
+    def _take(self, *, wait: bool) -> None:
+        while self._events and (wait or self._events[0][1].query()):
+            begun, ended = self._events.popleft()
             ended.synchronize()
             self._seconds += begun.elapsed_time(ended) / 1e3
-        seconds, self._seconds = self._seconds, 0.0
-        self._events.clear()
+
+    def count_step(self) -> None:
+        """The micro-batches of a step are over."""
+        self._steps += 1
+
+    def flush(self) -> float:
+        """Seconds per step since the last flush. Waits for the device."""
+        self._take(wait=True)
+        seconds = self._seconds / max(1, self._steps)
+        self._seconds, self._steps = 0.0, 0
         return seconds
 
 
 @dataclass(frozen=True)
-class Lag:
+class Straggler:
     """The rank that computed longest. seconds: how much longer than the median rank, per step. median: what that one needs."""
 
     rank: int
@@ -67,8 +78,8 @@ class Lag:
     median: float
 
 
-def lag(seconds: float) -> Lag:
-    """The lag of the slowest rank, equal on all. seconds: what this rank computed, per step. All ranks together.
+def straggler(seconds: float) -> Straggler:
+    """The slowest rank, equal on all. seconds: what this rank computed, per step. All ranks together.
 
     The median is the lower one of two, so of two ranks it is the faster one's.
     """
@@ -76,4 +87,4 @@ def lag(seconds: float) -> Lag:
     by_rank[distributed.rank()] = seconds
     distributed.all_reduce_sum(by_rank)
     slowest, median = int(by_rank.argmax()), float(by_rank.median())
-    return Lag(slowest, float(by_rank[slowest]) - median, median)
+    return Straggler(slowest, float(by_rank[slowest]) - median, median)

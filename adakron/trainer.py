@@ -145,6 +145,7 @@ class Trainer:
                 applied = self._step(batch)
                 self._sums.batches += 1
                 epoch_ends = self._sums.batches == self._sampler.steps_per_epoch
+                self._heartbeat.progress()
                 if not (applied or (epoch_ends and self._engine.global_step)):
                     continue  # an overflow, or a step that is not finite: counted, the schedule stands still
                 self._state.epoch = epoch + self._sums.batches / self._sampler.steps_per_epoch

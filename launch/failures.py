@@ -1,14 +1,16 @@
 """How a program of several ranks ends when one of them fails: quickly, on all ranks, with one paragraph that names the rank."""
 
 import contextlib
+import json
 import os
 import re
 import sys
+import time
 import traceback
+from pathlib import Path
 from typing import NoReturn
 
 import torch.distributed as dist
-from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from adakron import distributed
 from adakron.distributed import EXIT_LOST_RANK
@@ -78,14 +80,19 @@ def end_rank(error: BaseException, world: World, code: int, paragraph: str | Non
 
 def _tell_torchrun(error: BaseException) -> None:
     """Write the file that torchrun shows of the rank that failed first; it names the place for it in the environment, others do not."""
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if file is None:
+        return
+    # As torch.distributed.elastic.multiprocessing.errors.ErrorHandler writes it, without secrets.
+    trace = redact("".join(traceback.format_exception(error)))
+    extra = {"py_callstack": trace, "timestamp": str(int(time.time()))}
+    content = {"message": {"message": redact(f"{type(error).__name__}: {error}"), "extraInfo": extra}}
     with contextlib.suppress(OSError):
-        get_error_handler().record_exception(error)
+        Path(file).write_text(json.dumps(content), encoding="utf-8")
 
 
 def say(text: str) -> None:
     """A paragraph on standard error, which may be closed already, and in this rank's log; without secrets."""
-    keep(text)
-    try:
+    with contextlib.suppress(OSError):
         print(redact(text), file=sys.stderr, flush=True)
-    except OSError:
-        return
+    keep(text)

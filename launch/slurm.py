@@ -33,6 +33,7 @@ TEST_SECONDS = 60
 """How long Slurm's controller may take to answer."""
 
 _OURS = ("--resume_from_checkpoint", "--overwrite_output_dir")
+_NO_CLUSTER = re.compile(r"configuration source|Unable to contact slurm controller|Socket timed out")
 _TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", re.ASCII)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
@@ -112,6 +113,8 @@ def check_with_slurm(script: str) -> str:
     except subprocess.TimeoutExpired:
         return f"{script} is written; Slurm did not answer within {TEST_SECONDS} s, so it is not checked"
     answer = " ".join((said.stderr + said.stdout).split())
+    if _NO_CLUSTER.search(answer):
+        return f"{script} is written; sbatch finds no cluster from here, so it is not checked ({answer})"
     if said.returncode:
         raise ConfigError(
             f"{script} is written, but sbatch --test-only fails ({answer}); ask for what the cluster has (sinfo), and write it again"

@@ -112,7 +112,7 @@ def _train(run: Prepared, world: World, agreement: StopAgreement, held: contextl
     watch = distributed.peer_watch()
     if watch is not None:  # another rank's end must not cut a checkpoint off that is being written
         watch.finish_first(saver.settle)
-    heartbeat = held.enter_context(watched(folder, world, steps))
+    heartbeat = held.enter_context(watched(folder, world, steps, resumption.step if resumption is not None else 0))
 
     def before_evaluation_batch() -> None:
         heartbeat.progress()

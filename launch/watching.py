@@ -15,21 +15,23 @@ logger = get_logger(__name__)
 
 
 @contextlib.contextmanager
-def watched(folder: Path, world: World, total_steps: int) -> Iterator[Heartbeat]:
-    """The heartbeat of a run, which says at the end how it ended. All ranks together; the folder is claimed."""
-    distributed.on_rank_0(lambda: (folder / run_folder.LOGS_FOLDER).mkdir(exist_ok=True))
+def watched(folder: Path, world: World, total_steps: int, step: int = 0) -> Iterator[Heartbeat]:
+    """The heartbeat of a run, which says at the end how it ended. step: where it goes on. All ranks together; the folder is claimed."""
+    log = run_folder.rank_log(folder, world.rank)
     try:
-        keep_log(run_folder.rank_log(folder, world.rank))
-    except OSError as error:  # the folder is not shared, say; the run does not depend on it, and what does says so itself
-        logger.warning("%s is not kept (%s)", run_folder.rank_log(folder, world.rank), error.strerror)
+        log.parent.mkdir(parents=True, exist_ok=True)  # on every rank: hosts may have a folder of this name each
+        keep_log(log)
+    except OSError as error:  # the run does not depend on it
+        if world.local_rank == 0:
+            logger.warning("%s is not kept (%s)", log, error.strerror)
     hosts = distributed.all_gather_object(socket.gethostname())
-    heartbeat = Heartbeat(folder / run_folder.HEARTBEAT_FILE if world.rank == 0 else None, total_steps, hosts)
+    heartbeat = Heartbeat(folder / run_folder.HEARTBEAT_FILE if world.rank == 0 else None, total_steps, hosts, step)
     try:
         yield heartbeat
     except StopRequest:
         heartbeat.doing("stopped")
         raise
     except BaseException:
-        heartbeat.doing("failed")
+        heartbeat.failed()
         raise
     heartbeat.doing("finished")

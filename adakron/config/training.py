@@ -87,7 +87,7 @@ class TrainingConfig(Settings):
         if self.global_batch_size is not None and self.gradient_accumulation_steps != 1:
             found.append(
                 f"global_batch_size and gradient_accumulation_steps ({self.gradient_accumulation_steps}) are both set; the second follows"
-                " from the first: drop --gradient_accumulation_steps"
+                " from the first: drop --gradient_accumulation_steps, or where a job script or --config gives it, set it to 1"
             )
         found += negative_problems(
             self, "learning_rate", "weight_decay", "adam_epsilon", "max_grad_norm", "warmup_steps", "seed", "num_train_epochs",

@@ -108,10 +108,10 @@ def resolve(source: dict[str, Any], values: RunValues, *, name: str = "the DeepS
             config[key] = {}
 
     _agree(config, "train_micro_batch_size_per_gpu", values.micro_batch, "--per_device_train_batch_size", problems)
-    _agree(config, "gradient_accumulation_steps", values.accumulation, "--gradient_accumulation_steps", problems)
-    origin = "--global_batch_size" if values.examples else "micro-batch x accumulation x processes"
-    _agree(config, "train_batch_size", values.global_batch, origin, problems)
-    # DeepSpeed insists on the product, and uses it for nothing: the gradient is divided by the step's own count of targets.
+    given = "--global_batch_size" if values.examples else None
+    _agree(config, "gradient_accumulation_steps", values.accumulation, given or "--gradient_accumulation_steps", problems)
+    _agree(config, "train_batch_size", values.global_batch, given or "micro-batch x accumulation x processes", problems)
+    # DeepSpeed insists on the product. Only its own timers count with it: the gradient is divided by the step's own count of targets.
     config["train_batch_size"] = values.micro_batch * values.accumulation * values.world_size
     _agree(config, "gradient_clipping", float(values.max_grad_norm), "--max_grad_norm", problems)
     precision = _precision(config, values, problems)

@@ -27,22 +27,23 @@ train=(
 # code, and the rank that failed may have 1 where those that lost it, or were killed for it, have 76 and 137. The first to end is the cause.
 # shellcheck disable=SC2016  # expands in the task
 on_host='
+trap : INT TERM USR1 USR2
+first=$1
+shift
+said() { # of all tasks, one makes the file
+    [ "$1" = 0 ] || (set -o noclobber && echo "$1" >"$first") 2>/dev/null
+    exit "$1"
+}
 cache=${SLURM_TMPDIR:-${TMPDIR:-/tmp}}/adakron-$(id -un)
-mkdir -p -m 700 "$cache" && [ -O "$cache" ] || { echo "$cache on $(hostname) is not ours to write; set SLURM_TMPDIR" >&2; exit 2; }
-home=${HF_HOME:-$HOME/.cache/huggingface}
-export HF_HUB_CACHE=${HF_HUB_CACHE:-$home/hub} HF_TOKEN_PATH=${HF_TOKEN_PATH:-$home/token} HF_HOME=$cache/huggingface
+mkdir -p -m 700 "$cache" && [ -O "$cache" ] || { echo "$cache on $(hostname) is not ours to write; set SLURM_TMPDIR" >&2; said 2; }
+home=${HF_HOME:-${XDG_CACHE_HOME:-$HOME/.cache}/huggingface}
+export HF_HUB_CACHE=${HF_HUB_CACHE:-${HUGGINGFACE_HUB_CACHE:-$home/hub}} HF_TOKEN_PATH=${HF_TOKEN_PATH:-$home/token} HF_HOME=$cache/huggingface
 export TORCH_EXTENSIONS_DIR=$cache/torch_extensions TRITON_CACHE_DIR=$cache/triton
 find "$TORCH_EXTENSIONS_DIR" -name lock -mmin +60 -delete 2>/dev/null
 binds=${APPTAINER_BIND:-${SINGULARITY_BIND:-}} # a container does not see every folder of its host
 export APPTAINER_BIND=${binds:+$binds,}$cache
-first=$1
-shift
-trap : INT TERM USR1
 "$@"
-code=$?
-set -o noclobber # of all tasks, one makes the file
-[ "$code" = 0 ] || echo "$code" 2>/dev/null >"$first"
-exit "$code"'
+said $?'
 
 # One job of an array carries the number of the whole array; by this name it is meant alone.
 job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}

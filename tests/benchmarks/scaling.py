@@ -67,7 +67,7 @@ def main() -> None:
     embeddings = (50265 + 514 + 1) * 1024
     blocks = report.backbone - embeddings
     # A frozen layer needs two products per token, forward and back; one that trains a third, for its own gradient.
-    kinds = (("AdaKron", report.trainable, 4), ("all parameters", report.total, 6))
+    kinds = (("AdaKron", report.trainable, 4), ("all parameters", report.backbone + report.head, 6))
     print(f"adapters {report.adapter:,}, head {report.head:,}, backbone {report.backbone:,}, {blocks:,} of it in layers")
     for name, trained, flops in kinds:
         print(f"{name}: {trained * 6 / 2**20:,.1f} MiB per step, passes {computing(blocks, flops) * 1e3:.1f} ms")

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster import parts, slurm
+from tests.cluster import jobs, parts
 from tests.cluster.inputs import Inputs, flags, largest_difference, make_inputs
-from tests.cluster.slurm import Job
+from tests.cluster.jobs import Job
 from tests.cluster.virtual import Cluster
 from tests.helpers.launch import python
 
@@ -122,16 +122,16 @@ SECONDS_OF_WARNING = 60
 @pytest.fixture
 def submit(with_slurm: Cluster, reference: Reference, tmp_path: Path) -> Iterator[Submit]:
     """Submits a run into tmp_path/NAME; what is left of the jobs is ended behind the test."""
-    jobs: list[Job] = []
+    submitted: list[Job] = []
 
     def start(name: str, nodes: int, *training: str, options: tuple[str, ...] = ()) -> Job:
         request = ["--nodes", str(nodes), "--tasks_per_node", "1", "--signal_seconds", str(SECONDS_OF_WARNING)]
         given = [*flags(reference.inputs, ranks=nodes), *training]
-        jobs.append(slurm.submit(with_slurm.login, request, given, tmp_path / name, options))
-        return jobs[-1]
+        submitted.append(jobs.submit(with_slurm.login, request, given, tmp_path / name, options))
+        return submitted[-1]
 
     yield start
-    for job in jobs:
+    for job in submitted:
         job.cancel()
     for host in with_slurm.compute:
         for rank in host.ranks():

@@ -5,7 +5,7 @@ on fewer. The end is that of an undisturbed run.
 import signal
 from pathlib import Path
 
-from tests.cluster import slurm
+from tests.cluster import jobs
 from tests.cluster.conftest import PATIENCE, SECONDS_OF_WARNING, Measured, Reference, Submit
 from tests.cluster.hosts import wait_until
 from tests.cluster.inputs import GLOBAL_BATCH, flags, newest_step, went_on_at
@@ -26,7 +26,7 @@ def test_two_hosts_with_two_ranks_each(with_slurm: Cluster, reference: Reference
         *flags(reference.inputs, ranks=4), "--output_dir", str(run), timeout=PATIENCE,
     )  # fmt: skip
     assert "to start at" in said  # sbatch --test-only
-    job = slurm.sbatch(with_slurm.login, script, run)
+    job = jobs.sbatch(with_slurm.login, script, run)
     assert job.end(PATIENCE) == "COMPLETED", job.output()
     measured.same_end("sbatch, 2 hosts x 2 ranks", run, reference.folder)
 

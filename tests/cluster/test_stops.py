@@ -11,7 +11,7 @@ import pytest
 from tests.cluster.conftest import PATIENCE, Measured, Reference, Submit, thorough
 from tests.cluster.hosts import wait_until
 from tests.cluster.inputs import flags, newest_step, went_on_at
-from tests.cluster.slurm import Job
+from tests.cluster.jobs import Job
 from tests.cluster.virtual import Cluster
 from tests.helpers.launch import python
 

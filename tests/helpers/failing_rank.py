@@ -16,7 +16,7 @@ if __name__ == "__main__":
 
         def failing(passes, batch):
             if passes._engine.global_step == 3:
-                raise KeyError("no such column")
+                raise KeyError("no such column; api_key=s3cret")
             return gradient(passes, batch)
 
         StepPasses.gradient = failing  # type: ignore[method-assign]

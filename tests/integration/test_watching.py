@@ -79,12 +79,13 @@ def test_the_rank_that_fails_first_is_the_one_that_is_shown(tiny_bert, tiny_data
     assert finished.returncode == 1
     # The launcher's own account, at the end, has the traceback of rank 1 as the root cause, not what rank 0 made of it.
     cause = finished.stderr[finished.stderr.index("Root Cause") :]
-    assert "rank      : 1" in cause and "KeyError: 'no such column'" in cause, finished.output
+    assert "rank      : 1" in cause and "KeyError: 'no such column; api_key=" in cause, finished.output
     assert "lost another rank" not in cause
     assert finished.stderr.index("rank 1:\nTraceback") < finished.stderr.index("error: rank 0 lost another rank")
     own = {rank: (out / "logs" / f"rank{rank}.log").read_text() for rank in (0, 1)}
-    assert "in failing" in own[1] and "KeyError: 'no such column'" in own[1]
-    assert "rank 1 ended first: KeyError: 'no such column'" in own[0]
+    assert "in failing" in own[1] and "KeyError: 'no such column; api_key=" in own[1]
+    assert "rank 1 ended first: KeyError: 'no such column; " in own[0]
     assert f"what each rank said: {out / 'logs' / 'rank*.log'}" in own[0]
     assert "Traceback" not in own[0]
     assert beat(out)["doing"] == "failed"
+    assert "s3cret" not in finished.output + own[0] + own[1]

@@ -1,10 +1,11 @@
 """What `heartbeat.json` says, and when it is written."""
 
 import json
+import threading
 
 from adakron import heartbeat
 from adakron.heartbeat import Heartbeat
-from adakron.stragglers import Lag
+from adakron.stragglers import Straggler
 
 
 def read(file):
@@ -15,13 +16,13 @@ def test_it_says_where_the_run_is(tmp_path):
     file = tmp_path / "heartbeat.json"
     beat = Heartbeat(file, 100, ["n1", "n2"])
     assert (read(file)["doing"], read(file)["step"], read(file)["max_steps"], read(file)["ranks"]) == ("starting", 0, 100, 2)
-    assert read(file)["slowest_rank"] is None
+    assert read(file)["straggler_rank"] is None
     beat.step(7)
-    beat.logged(0.25, 0.5, Lag(1, 0.125, 0.3))
+    beat.logged(0.25, 0.5, Straggler(1, 0.125, 0.3))
     beat.doing("saving")
     said = read(file)
     assert (said["doing"], said["step"], said["loss"], said["seconds_per_step"]) == ("saving", 7, 0.25, 0.5)
-    assert (said["slowest_rank"], said["slowest_host"], said["lag_seconds"]) == (1, "n2", 0.125)
+    assert (said["straggler_rank"], said["straggler_host"], said["straggler_seconds"]) == (1, "n2", 0.125)
     assert said["last_step_at"] <= said["last_progress_at"] <= said["written_at"]
 
 
@@ -61,3 +62,13 @@ def test_other_ranks_write_nothing_and_a_full_disk_ends_no_run(tmp_path, monkeyp
     assert [record.message for record in caplog.records if "could not be written" in record.message] == [
         f"{tmp_path / 'heartbeat.json'} could not be written (No space left on device); it is not tried again"
     ]
+
+
+def test_a_run_that_goes_on_begins_where_it_stood_and_a_folder_that_hangs_does_not_hold_up_its_end(tmp_path, monkeypatch):
+    beat = Heartbeat(tmp_path / "heartbeat.json", 100, ["n1"], step=40)
+    assert read(tmp_path / "heartbeat.json")["step"] == 40
+    released = threading.Event()
+    monkeypatch.setattr(heartbeat, "LAST_SECONDS", 0.1)
+    monkeypatch.setattr(heartbeat, "write_json", lambda *_, **__: released.wait(60))
+    beat.failed()  # returns
+    released.set()

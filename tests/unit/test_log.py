@@ -1,5 +1,6 @@
 """A rank's own log, in processes of their own: one process has one."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import textwrap
 
 import pytest
 
+from adakron.distributed import EXIT_LOST_RANK
 from adakron.redaction import HIDDEN
 from tests.helpers.launch import ROOT
 
@@ -64,3 +66,26 @@ def test_a_signal_shows_where_a_process_stands(tmp_path):
 def test_a_full_disk_costs_lines_only(device):
     said = run("setup_logging(0)\nkeep_log(file)\nlogger.info('said')", device)
     assert (said.returncode, said.stderr) == (0, "said\n")
+
+
+def test_last_words_are_said_where_the_file_system_hangs(tmp_path):
+    fifo = tmp_path / "rank0.log"
+    os.mkfifo(fifo)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)  # nobody reads on: what is written is waited for without end
+    script = """
+        import threading, time
+        from adakron.distributed import _end_for_lost_rank
+        setup_logging(0)
+        keep_log(file)
+        main = threading.Thread(target=lambda: [logger.info("x" * 2000) for _ in range(1000)], daemon=True)
+        main.start()
+        main.join(1)
+        assert main.is_alive()
+        _end_for_lost_rank("rank 1 ended first")
+        """
+    try:
+        said = run(script, str(fifo))
+    finally:
+        os.close(reader)
+    assert said.returncode == EXIT_LOST_RANK, said.stderr[-500:]
+    assert "ends because another rank was lost: rank 1 ended first" in said.stderr

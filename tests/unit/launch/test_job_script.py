@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import psutil
 import pytest
 
 from adakron.launcher import World
@@ -249,18 +250,36 @@ def test_the_warning_reaches_the_ranks_and_their_save_is_waited_for(job):
     assert process.returncode == EXIT_STOPPED
 
 
-def test_the_training_gets_more_flags_and_caches_of_its_host(job, tmp_path):
+def test_a_signal_that_asks_where_the_ranks_stand_ends_nothing(job):
+    job.python("trap 'touch $JOB/stood; exit 0' USR2; touch $JOB/up; while :; do /bin/sleep 0.1; done")
+    process = job.start(TASK)
+    wait_for(job.folder / "up")
+    # As `scancel --signal=USR2`: all processes of the step.
+    (step,) = {os.getpgid(one.pid) for one in psutil.Process(process.pid).children(recursive=True)} - {os.getpgid(process.pid)}
+    os.killpg(step, signal.SIGUSR2)
+    output, _ = process.communicate(timeout=60)
+    assert (process.returncode, (job.folder / "stood").exists()) == (0, True), output
+
+
+@pytest.mark.parametrize(
+    ("home", "hub"),
+    [
+        ({"HF_HOME": "/shared/hf"}, "/shared/hf/hub"),
+        ({"HF_HOME": "", "XDG_CACHE_HOME": "/quota"}, "/quota/huggingface/hub"),
+        ({"HUGGINGFACE_HUB_CACHE": "/old"}, "/old"),
+    ],
+)
+def test_the_training_gets_more_flags_and_caches_of_its_host(job, tmp_path, home, hub):
     task = 'printf "%s\\n" "$@" > "$JOB/words"; shift; "$@"'  # srun's own flag first
     (job.folder / "python").write_text('#!/bin/bash\necho "$@" > "$JOB/train"; env > "$JOB/env"\n')
     (job.folder / "python").chmod(0o755)
-    home = {"HF_HOME": "/shared/hf", "TMPDIR": str(tmp_path), "SLURM_TMPDIR": ""}
-    code, output = job.end(task, "--learning_rate", "1e-4", **home)
+    code, output = job.end(task, "--learning_rate", "1e-4", HF_HUB_CACHE="", **home, TMPDIR=str(tmp_path), SLURM_TMPDIR="")
     assert code == 0, output
     assert (job.folder / "words").read_text().startswith("--kill-on-bad-exit=1\nbash\n-c\n")
     expected = f"-u launch/train.py --learning_rate 1e-4 --output_dir {job.run} --resume_from_checkpoint auto\n"
     assert (job.folder / "train").read_text() == expected
     environ = dict(line.split("=", 1) for line in (job.folder / "env").read_text().splitlines() if "=" in line)
-    assert environ["HF_HUB_CACHE"] == "/shared/hf/hub"
+    assert environ["HF_HUB_CACHE"] == hub
     assert environ["HF_HOME"].startswith(f"{tmp_path}/adakron-") and environ["TORCH_EXTENSIONS_DIR"].startswith(f"{tmp_path}/adakron-")
     assert Path(environ["HF_HOME"]).parent.stat().st_mode & 0o777 == 0o700
 
