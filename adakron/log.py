@@ -62,11 +62,19 @@ class _RankLog(logging.Handler):
             self._stream.flush()
 
     def open(self, file: Path, first_line: str) -> TextIO:
-        self.path, self._stream = file, file.open("a", encoding="utf-8", errors="replace")
+        self._stream = os.fdopen(_opened(file), "a", encoding="utf-8", errors="replace")
+        self.path = file
         for record in (_record(first_line, logging.INFO), *self._early):
             self.emit(record)
         self._early.clear()
         return self._stream
+
+
+def _opened(file: Path) -> int:
+    # A pipe of that name that nobody reads would be waited for without end, and no signal would stop the run.
+    descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o666)
+    os.set_blocking(descriptor, True)
+    return descriptor
 
 
 _rank_log = _RankLog()

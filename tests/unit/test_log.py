@@ -68,6 +68,22 @@ def test_a_full_disk_costs_lines_only(device):
     assert (said.returncode, said.stderr) == (0, "said\n")
 
 
+def test_a_pipe_that_nobody_reads_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "rank0.log")
+    said = run(
+        """
+        setup_logging(0)
+        try:
+            keep_log(file)
+        except OSError as error:
+            print(error.strerror, kept_in())
+        logger.info("goes on")
+        """,
+        str(tmp_path / "rank0.log"),
+    )
+    assert (said.returncode, said.stdout, said.stderr) == (0, "No such device or address None\n", "goes on\n")
+
+
 def test_last_words_are_said_where_the_file_system_hangs(tmp_path):
     fifo = tmp_path / "rank0.log"
     os.mkfifo(fifo)
