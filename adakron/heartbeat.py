@@ -37,6 +37,7 @@ class Heartbeat:
         self._file = file
         self._hosts = hosts
         self._written = 0.0
+        self._failing = False
         now = _clock()
         self._content: dict[str, Any] = {
             "doing": "starting", "step": step, "max_steps": max_steps, "loss": None, "last_step_at": None, "seconds_per_step": None,
@@ -87,8 +88,11 @@ class Heartbeat:
             # Not durable: it tells of a process that lives, and a run must not wait for the disk at every look.
             write_json(self._file, self._content, durable=False)
         except OSError as error:  # a full disk ends a run where something is lost by it, not here
-            logger.warning("%s could not be written (%s); it is not tried again", self._file, error.strerror)
-            self._file = None
+            if not self._failing:
+                logger.warning("%s could not be written (%s); it says where the run was before", self._file, error.strerror)
+            self._failing = True
+        else:
+            self._failing = False  # a disk has room again: whoever takes an old file for a stall must not end this run
 
 
 def _clock() -> str:

@@ -189,8 +189,7 @@ def free_name(file: Path) -> Path:
 
 
 def write_json(file: Path, content: Any, *, durable: bool = True) -> None:
-    """Write a JSON file so that nobody ever sees half of it. durable: see `publish`."""
-    file.parent.mkdir(parents=True, exist_ok=True)
+    """Write a JSON file so that nobody ever sees half of it. durable: see `publish`. The folder must exist."""
     with publish(file, durable=durable) as partial:
         partial.write_text(json.dumps(content, indent=2, allow_nan=True) + "\n", encoding="utf-8")
 

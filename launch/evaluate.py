@@ -42,7 +42,9 @@ def main(arguments: Sequence[str], world: World) -> None:
         for metric, value in values.items():
             print(f"{metric} = {value:.6f}")
         if options.output_file:
-            run_folder.write_json(Path(options.output_file), values)
+            file = Path(options.output_file)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            run_folder.write_json(file, values)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What `heartbeat.json` says, and when it is written."""
 
 import json
+import shutil
 import threading
 
 from adakron import heartbeat
@@ -54,14 +55,28 @@ def test_other_ranks_write_nothing_and_a_full_disk_ends_no_run(tmp_path, monkeyp
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
+    write = heartbeat.write_json
     monkeypatch.setattr(heartbeat, "write_json", full)
     monkeypatch.setattr(heartbeat.logger, "propagate", True)
     monkeypatch.setattr(heartbeat.logger.parent, "propagate", True)
     beat.doing("training")
+    beat.doing("evaluating")
+    assert read(tmp_path / "heartbeat.json")["doing"] == "starting"
+    monkeypatch.setattr(heartbeat, "write_json", write)
     beat.doing("finished")
+    assert read(tmp_path / "heartbeat.json")["doing"] == "finished"  # there was room again
     assert [record.message for record in caplog.records if "could not be written" in record.message] == [
-        f"{tmp_path / 'heartbeat.json'} could not be written (No space left on device); it is not tried again"
+        f"{tmp_path / 'heartbeat.json'} could not be written (No space left on device); it says where the run was before"
     ]
+
+
+def test_a_folder_that_was_deleted_does_not_come_back(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    beat = Heartbeat(folder / "heartbeat.json", 1, ["n1"])
+    shutil.rmtree(folder)
+    beat.doing("failed")
+    assert not folder.exists()  # with a heartbeat alone it would be no run's, and no run could have it
 
 
 def test_a_run_that_goes_on_begins_where_it_stood_and_a_folder_that_hangs_does_not_hold_up_its_end(tmp_path, monkeypatch):
