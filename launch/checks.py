@@ -19,15 +19,12 @@ from launch.attachment import draws_noise
 def resolve_deepspeed(config: RunConfig, world: World, device: torch.device) -> DeepSpeedSettings:
     """The DeepSpeed JSON, checked against flags, launcher and device."""
     training = config.training
-    examples = training.examples_per_step(world.world_size)
-    if examples < world.world_size:
-        raise ConfigError(
-            f"global_batch_size is {examples} and there are {world.world_size} processes; each needs an example per step: start fewer, or"
-            " give a larger --global_batch_size"
-        )
+    too_few = training.ranks_problem(world.world_size)
+    if too_few:
+        raise ConfigError(too_few)
     values = ds_config.RunValues(
         micro_batch=training.per_device_train_batch_size,
-        accumulation=math.ceil(examples / (training.per_device_train_batch_size * world.world_size)),
+        accumulation=math.ceil(training.examples_per_step(world.world_size) / (training.per_device_train_batch_size * world.world_size)),
         examples=training.global_batch_size,
         world_size=world.world_size,
         max_grad_norm=training.max_grad_norm,

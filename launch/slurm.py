@@ -145,6 +145,8 @@ def _problems(options: argparse.Namespace) -> list[str]:
         value = getattr(options, name)
         if value is not None and not re.fullmatch(r"[\x21-\x7e]+", value):
             found.append(f"--{name} is {value!r}; a line of #SBATCH takes it without spaces")
+    if "/" in options.job_name:  # Slurm ends such a job at its start, without a word
+        found.append(f"--job_name is {options.job_name!r}; the job's log is named after it, so give it without /")
     found += [
         f"--sbatch is {one!r}; give an option of sbatch as one word, as in --sbatch=--mem=64G"
         for one in options.sbatch
@@ -195,13 +197,17 @@ def _training_problems(options: argparse.Namespace, flags: Sequence[str], output
     if any(_CONTROL.search(word) for word in (*flags, output_dir)):
         return ["the flags of the training hold control characters; give them on one line"]
     folders = set()
+    ranks = options.nodes * (options.gpus_per_node or options.tasks_per_node or 1)
     for values in combinations(options):
-        words = [filled(word, values) for word in (*flags, "--output_dir", output_dir)]
-        folders.add(words[-1])
+        folder = filled(output_dir, values)
+        folders.add(folder)
+        words = [*(filled(word, values) for word in flags), "--output_dir", folder, "--resume_from_checkpoint", "auto"]
         try:
-            parse_train(words)
+            too_few = parse_train(words).training.ranks_problem(ranks)
         except ConfigError as error:
             found += [problem for problem in error.problems if problem not in found]
+        else:
+            found += [too_few] if too_few and too_few not in found else []
     if len(folders) < len(combinations(options)):
         found.append(f"--output_dir {output_dir} is the same for several jobs of the array; put {{task}} and {{seed}} into it")
     return found

@@ -8,6 +8,9 @@ from adakron.settings import Settings, flag, negative_problems, positive_problem
 
 Interval = Literal["no", "steps", "epoch"]
 
+MOST_EXAMPLES = 10**9
+"""Of a step, and of a micro-batch: beyond every data set, and within what DeepSpeed can print."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig(Settings):
@@ -79,11 +82,26 @@ class TrainingConfig(Settings):
         """Examples of one optimizer step on so many ranks."""
         return self.global_batch_size or self.per_device_train_batch_size * self.gradient_accumulation_steps * world_size
 
+    def ranks_problem(self, world_size: int) -> str | None:
+        """Why so many ranks cannot share a step, with the remedy; None where they can."""
+        examples = self.examples_per_step(world_size)
+        if examples >= world_size:
+            return None
+        return (
+            f"global_batch_size is {examples} and there are {world_size} processes; each needs an example per step: start fewer, or"
+            " give a larger --global_batch_size"
+        )
+
     def problems(self) -> list[str]:
         found = positive_problems(
             self, "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "global_batch_size",
             "logging_steps", "eval_steps", "save_steps", "save_total_limit",
         )  # fmt: skip
+        found += [
+            f"{name} has {len(str(value))} digits; it must be at most {MOST_EXAMPLES:,} (set --{name})"
+            for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "global_batch_size")
+            if (value := getattr(self, name)) is not None and value > MOST_EXAMPLES
+        ]
         if self.global_batch_size is not None and self.gradient_accumulation_steps != 1:
             found.append(
                 f"global_batch_size and gradient_accumulation_steps ({self.gradient_accumulation_steps}) are both set; the second follows"

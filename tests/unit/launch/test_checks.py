@@ -60,3 +60,11 @@ def test_a_step_of_given_size_is_dealt_out_to_any_number_of_ranks():
         assert settings.config["gradient_accumulation_steps"] == accumulation
     with pytest.raises(ConfigError, match="global_batch_size is 10 and there are 11 processes; each needs an example per step"):
         resolve_deepspeed(given, World(world_size=11, local_world_size=11), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("name", ["global_batch_size", "per_device_train_batch_size", "gradient_accumulation_steps"])
+def test_a_batch_beyond_what_deepspeed_can_print_is_refused(name):
+    with pytest.raises(ConfigError, match=f"{name} has 401 digits; it must be at most 1,000,000,000"):
+        TrainingConfig(**{name: 10**400})
+    given = dataclasses.replace(config("zero2_fp32"), training=TrainingConfig(**{name: 10**9}))
+    assert resolve_deepspeed(given, World(), torch.device("cpu")).config["train_batch_size"] >= 10**9

@@ -124,11 +124,20 @@ def test_an_array_has_a_job_for_every_task_and_seed(capsys):
         (["--gpus_per_node", "1", "--array_limit", "2", *TRAINING], "--array_limit does nothing"),
         (["--gpus_per_node", "1", "--array_seeds", "x", *TRAINING], "no whole number"),
         (["--gpus_per_node", "1", "--array_seeds", "1", "2", *TRAINING], "same for several jobs"),
+        (["--gpus_per_node", "1", "--job_name", "a/b", *TRAINING], "--job_name is 'a/b'; the job's log"),
+        (["--gpus_per_node", "4", "--nodes", "2", *TRAINING, "--global_batch_size", "7"], "global_batch_size is 7 and there are 8"),
     ],
 )
 def test_what_cannot_work_is_refused(arguments, said):
     with pytest.raises(ConfigError, match=said):
         slurm.main(arguments, World())
+
+
+def test_a_recipe_that_the_job_would_refuse_is_refused(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("overwrite_output_dir: true\n")  # does not go with the job's own --resume_from_checkpoint
+    with pytest.raises(ConfigError, match="overwrite_output_dir would delete what resume_from_checkpoint goes on from"):
+        slurm.main(["--gpus_per_node", "1", *TRAINING, "--config", str(recipe)], World())
 
 
 @pytest.mark.parametrize(
