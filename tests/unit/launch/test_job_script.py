@@ -251,7 +251,7 @@ def test_the_warning_reaches_the_ranks_and_their_save_is_waited_for(job):
 
 
 def test_a_signal_that_asks_where_the_ranks_stand_ends_nothing(job):
-    job.python("trap 'touch $JOB/stood; exit 0' USR2; touch $JOB/up; while :; do /bin/sleep 0.1; done")
+    job.python("trap 'touch $JOB/stood; exit 0' USR2; touch $JOB/up; for _ in {1..300}; do /bin/sleep 0.1; done; exit 9")
     process = job.start(TASK)
     wait_for(job.folder / "up")
     # As `scancel --signal=USR2`: all processes of the step.
