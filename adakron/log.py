@@ -12,6 +12,7 @@ import shlex
 import signal
 import socket
 import sys
+import time
 from collections import deque
 from pathlib import Path
 from typing import TextIO
@@ -37,7 +38,14 @@ class _RankFilter(logging.Filter):
 
 
 class _SafeFormatter(logging.Formatter):
-    """A line shows no secret, and no escape sequence that came from a file."""
+    """A line shows no secret, and no escape sequence that came from a file. Its time, where it has one, is UTC."""
+
+    default_time_format = "%Y-%m-%dT%H:%M:%S"
+    default_msec_format = "%s.%03dZ"
+
+    @staticmethod
+    def converter(seconds: float | None) -> time.struct_time:
+        return time.gmtime(seconds)
 
     def format(self, record: logging.LogRecord) -> str:
         return "\n".join(shortened(printable(redact(line)), _LONGEST_LINE) for line in super().format(record).split("\n"))
@@ -63,7 +71,9 @@ class _RankLog(logging.Handler):
 
     def open(self, file: Path, first_line: str) -> TextIO:
         self.path, self._stream = file, file.open("a", encoding="utf-8", errors="replace")
-        for record in (_record(first_line, logging.INFO), *self._early):
+        first = _record(first_line, logging.INFO)
+        first.created, first.msecs = min(((one.created, one.msecs) for one in self._early), default=(first.created, first.msecs))
+        for record in (first, *self._early):
             self.emit(record)
         self._early.clear()
         return self._stream

@@ -16,7 +16,7 @@ from typing import Any
 from adakron.atomic import publish, published_name
 from adakron.errors import CheckpointError, ConfigError
 from adakron.run_lock import LOCK_FILE, RunLock, check_unlocked
-from adakron.store import is_stores
+from adakron.store import CheckpointStore, is_stores
 from adakron.untrusted import UnreadableError, read_json
 
 RUN_FILE = "run.json"
@@ -78,6 +78,12 @@ def check_free(folder: Path, overwrite: bool) -> None:
     # A free lock is no content: it stays behind wherever a run started.
     content = sorted(entry.name for entry in folder.iterdir() if entry.name != LOCK_FILE)
     if content and not overwrite:
+        newest = CheckpointStore(folder).latest if RUN_FILE in content else None
+        if newest is not None:
+            raise ConfigError(
+                f"output_dir {folder} already holds a run, with {newest.name}; go on from there with --resume_from_checkpoint auto, name"
+                " another folder (--output_dir), or replace it with --overwrite_output_dir"
+            )
         what = "already holds a run" if RUN_FILE in content else f"is not empty (holds {', '.join(content[:3])}, ...)"
         raise ConfigError(f"output_dir {folder} {what}; name another folder (--output_dir), or replace it with --overwrite_output_dir")
     if content and RUN_FILE not in content:

@@ -153,10 +153,11 @@ class Trainer:
                 last = applied and step == self._total
                 if applied:
                     self._progress.advance()
-                    self._heartbeat.step(step)
                 if applied and (step % self._training.logging_steps == 0 or last):
                     with self._clock_stopped():
                         self._write_log(step)
+                if applied:
+                    self._heartbeat.step(step)  # behind the line of the step, if there is one
                 eval_every = self._training.eval_steps or self._training.logging_steps
                 self._due = Due(
                     evaluation=self._is_due(self._training.eval_strategy, eval_every, epoch_ends, applied),

@@ -25,6 +25,7 @@ _LOST = re.compile(
     r"|Timed out waiting|Timed out after .* waiting for clients|[Ww]ait timeout|timed out in|failed to (recv|send|connect)"
     r"|remote process exited|connectFullMesh|Application timeout|NCCL communicator was aborted|ncclRemoteError|ncclSystemError"
 )
+_WISH = re.compile(r"\s*GLHF!.*")  # gloo's, behind its messages
 _NO_DETERMINISTIC = re.compile(r"(\S+) does not have a deterministic implementation")
 
 
@@ -51,7 +52,7 @@ def end_rank(error: BaseException, world: World, code: int, paragraph: str | Non
     """
     watch = distributed.peer_watch()
     if is_lost_peer(error):
-        code, first_line = EXIT_LOST_RANK, str(error).strip().splitlines()[0]
+        code, first_line = EXIT_LOST_RANK, _WISH.sub("", str(error)).strip().splitlines()[0]
         blame = watch.account() if watch is not None else "it was lost while the process group formed"
         own = kept_in()
         logs = f"; what each rank said: {own.with_name('rank*.log')}" if own is not None else ""

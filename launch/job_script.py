@@ -8,6 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 TEMPLATE = Path(__file__).resolve().parent / "slurm" / "template.sh"
+HEAD = "# Written by launch/slurm.py"
+"""How a script of ours begins, behind its first line."""
+
 OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_EVALUATE_OFFLINE", "TRANSFORMERS_OFFLINE")
 
 
@@ -56,10 +59,14 @@ def _requests(options: argparse.Namespace) -> Iterator[str]:
 
 
 def _environment(options: argparse.Namespace) -> Iterator[str]:
+    yield from options.setup
     if options.venv:
         activate = shlex.quote(f"{options.venv}/bin/activate")
+        yield f'[ -f {activate} ] || {{ echo {activate} on "$(hostname)" is no virtual environment: --venv >&2; exit 2; }}'
         yield "# shellcheck disable=SC1091"
         yield f"source {activate} || exit 2"
+    if options.container:
+        yield 'command -v apptainer >/dev/null || { echo "there is no apptainer on $(hostname) to start --container with" >&2; exit 2; }'
     if not options.online:
         yield "# Compute nodes without a way to the hub would wait for it."
         yield f"export {' '.join(f'{name}=1' for name in OFFLINE)}"

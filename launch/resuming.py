@@ -193,7 +193,7 @@ def check_same(resumption: Resumption, now: Mapping[str, Any], source: str) -> N
     if "global_batch" in saved and saved["global_batch"] != now["global_batch"]:
         problems.append(
             f"a step took {saved['global_batch']} examples, it would take {now['global_batch']} now; give --global_batch_size"
-            f" {saved['global_batch']} in place of --gradient_accumulation_steps"
+            f" {saved['global_batch']}{_without_accumulation(now)}"
         )
     for split, before in saved.get("data", {}).items():
         here = now["data"].get(split)
@@ -206,6 +206,11 @@ def check_same(resumption: Resumption, now: Mapping[str, Any], source: str) -> N
     anew = ", or begin anew: --overwrite_output_dir in place of --resume_from_checkpoint" if resumption.checkpoint is None else ""
     if problems:
         raise ConfigError([f"{source} cannot be gone on with: {problem}{anew}" for problem in problems])
+
+
+def _without_accumulation(now: Mapping[str, Any]) -> str:
+    given = now["config"]["training"].get("gradient_accumulation_steps", 1) != 1
+    return " in place of --gradient_accumulation_steps" if given else ""
 
 
 def _backbone_problems(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

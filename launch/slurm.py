@@ -25,17 +25,15 @@ from collections.abc import Iterator, Sequence
 from adakron.atomic import publish
 from adakron.errors import ConfigError
 from adakron.launcher import World
-from launch.arguments import Parser, parse_train
-from launch.job_script import combinations, filled, job_script
+from launch.arguments import Parser
+from launch.job_checks import not_here, request_problems, script_problems, training_problems
+from launch.job_script import job_script
 from launch.program import execute, refuse_launcher
 
 TEST_SECONDS = 60
 """How long Slurm's controller may take to answer."""
 
-_OURS = ("--resume_from_checkpoint", "--overwrite_output_dir")
 _NO_CLUSTER = re.compile(r"configuration source|Unable to contact slurm controller|Socket timed out")
-_TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", re.ASCII)
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 def main(arguments: Sequence[str], world: World) -> None:
@@ -43,12 +41,14 @@ def main(arguments: Sequence[str], world: World) -> None:
     refuse_launcher(world)
     own, training = split(arguments)
     options = parser().parse(own)
+    if "--" not in arguments:
+        raise ConfigError("there is no -- among the arguments; put it before the flags of the training, as in --nodes 2 -- --task_name ...")
     flags, output_dir = _without_output_dir(training)
-    problems = _problems(options)
+    problems = request_problems(options) + script_problems(options.script)
     if output_dir is None:
         problems.append("the training has no --output_dir; behind --, name the folder that the job goes on in when it is queued again")
     else:
-        problems += _training_problems(options, flags, output_dir)
+        problems += training_problems(options, flags, output_dir)
     if output_dir is None or problems:
         raise ConfigError(problems)
     written_by = shlex.join(["python", "launch/slurm.py", *_without_script(own), "--", *training])
@@ -59,13 +59,21 @@ def main(arguments: Sequence[str], world: World) -> None:
     with publish(options.script) as partial:
         partial.write_text(text, encoding="utf-8")
         partial.chmod(0o755)
+    for note in not_here(options, flags):
+        print(note)
     print(check_with_slurm(options.script))
     print(f"submit with: sbatch {shlex.quote(options.script)}")
 
 
+class _Parser(Parser):
+    def unknown(self, token: str) -> str:
+        """An option of sbatch may be meant that has no flag here."""
+        return f"{super().unknown(token)}, or give sbatch's own as --sbatch={token.split('=')[0]}=VALUE"
+
+
 def parser() -> Parser:
     """The flags of this program: sbatch's names, with underscores."""
-    made = Parser((), __doc__ or "")
+    made = _Parser((), __doc__ or "")
     made.formatter_class = argparse.RawDescriptionHelpFormatter
     made.add_argument("--script", metavar="FILE", help="Where to write the script. Default: print it.")
     made.add_argument("--nodes", type=int, default=1, help="Hosts. Default: 1.")
@@ -79,6 +87,7 @@ def parser() -> Parser:
     made.add_argument("--sbatch", action="append", default=[], metavar="OPTION", help="Any other option, as in --sbatch=--mem=64G.")
     made.add_argument("--signal_seconds", type=int, default=180, help="Save so long before the time limit; it is met to a minute.")
     made.add_argument("--max_restarts", type=int, default=20, help="Queue the job again so often at most. Default: 20.")
+    made.add_argument("--setup", action="append", default=[], metavar="COMMAND", help="A line of shell before all, as 'module load cuda'.")
     made.add_argument("--venv", metavar="DIR", help="Virtual environment to activate. Default: the python of whoever submits.")
     made.add_argument("--container", metavar="IMAGE", help="Apptainer image to run in.")
     made.add_argument("--online", action="store_true", help="Let the ranks look models and data up on the hub.")
@@ -122,60 +131,6 @@ def check_with_slurm(script: str) -> str:
     return f"{script} is written; {answer}"
 
 
-def _problems(options: argparse.Namespace) -> list[str]:
-    found = []
-    if (options.gpus_per_node is None) == (options.tasks_per_node is None):
-        found.append("give --gpus_per_node (a rank for each GPU), or --tasks_per_node on a cluster without GPUs, and not both")
-    for name in ("nodes", "gpus_per_node", "tasks_per_node", "cpus_per_task", "array_limit", "signal_seconds"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            found.append(f"--{name} is {value}; it must be at least 1")
-    if options.max_restarts < 0:
-        found.append(f"--max_restarts is {options.max_restarts}; it must be at least 0")
-    limit = seconds(options.time)
-    if limit is None:
-        found.append(f"--time is {options.time!r}; give minutes, hours:minutes:seconds or days-hours:minutes:seconds")
-    elif options.signal_seconds >= limit:
-        found.append(f"--signal_seconds {options.signal_seconds} leaves nothing of a time limit of {limit} s; give more --time")
-    if options.venv and options.container:
-        found.append("--venv and --container exclude each other: a container has its own Python; drop one")
-    if options.array_limit and not (options.array_tasks or options.array_seeds):
-        found.append("--array_limit does nothing without --array_tasks or --array_seeds; drop it")
-    for name in ("partition", "account", "qos", "constraint", "job_name"):
-        value = getattr(options, name)
-        if value is not None and not re.fullmatch(r"[\x21-\x7e]+", value):
-            found.append(f"--{name} is {value!r}; a line of #SBATCH takes it without spaces")
-    found += [
-        f"--sbatch is {one!r}; give an option of sbatch as one word, as in --sbatch=--mem=64G"
-        for one in options.sbatch
-        if not re.fullmatch(r"--?[a-z][\x21-\x7e]*", one)
-    ]
-    for name, values in (("venv", [options.venv]), ("container", [options.container]), ("array_tasks", options.array_tasks)):
-        found += [f"--{name} is {value!r}; give it without control characters" for value in values if value and _CONTROL.search(value)]
-    found += [
-        f"seed {seed!r} is no whole number; give numbers (--array_seeds)"
-        for seed in options.array_seeds
-        if not (seed.isascii() and seed.isdecimal())
-    ]
-    return found
-
-
-def seconds(time: str) -> int | None:
-    """Seconds of a time limit as sbatch reads it: minutes, m:s, h:m:s, d-h, d-h:m, d-h:m:s; None where it is none."""
-    match = _TIME.fullmatch(time)
-    if match is None:
-        return None
-    days, *rest = match.groups()
-    numbers = [int(part) for part in rest if part is not None]
-    if days is not None:
-        hours, minutes, secs = (*numbers, 0, 0)[:3]
-    elif len(numbers) == 3:
-        hours, minutes, secs = numbers
-    else:
-        hours, minutes, secs = 0, *(*numbers, 0)[:2]
-    return int(days or 0) * 86400 + hours * 3600 + minutes * 60 + secs
-
-
 def _without_output_dir(training: Sequence[str]) -> tuple[list[str], str | None]:
     flags, found = [], None
     words = iter(training)
@@ -187,24 +142,6 @@ def _without_output_dir(training: Sequence[str]) -> tuple[list[str], str | None]
         else:
             flags.append(word)
     return flags, found or None
-
-
-def _training_problems(options: argparse.Namespace, flags: Sequence[str], output_dir: str) -> list[str]:
-    given = {word.partition("=")[0] for word in flags}
-    found = [f"{flag} is the job script's to give, which goes on from the newest checkpoint; drop it" for flag in _OURS if flag in given]
-    if any(_CONTROL.search(word) for word in (*flags, output_dir)):
-        return ["the flags of the training hold control characters; give them on one line"]
-    folders = set()
-    for values in combinations(options):
-        words = [filled(word, values) for word in (*flags, "--output_dir", output_dir)]
-        folders.add(words[-1])
-        try:
-            parse_train(words)
-        except ConfigError as error:
-            found += [problem for problem in error.problems if problem not in found]
-    if len(folders) < len(combinations(options)):
-        found.append(f"--output_dir {output_dir} is the same for several jobs of the array; put {{task}} and {{seed}} into it")
-    return found
 
 
 def _without_script(own: Sequence[str]) -> Iterator[str]:

@@ -80,9 +80,15 @@ if [ -n "$new_mark" ] && [ "$new_mark" != "$old_mark" ]; then
 elif [ "$cause" = 1 ] || [ "$cause" = 2 ]; then
     code=$cause # it would fail again
 fi
+# A rank may be lost before the first checkpoint; twice in a row is no chance.
+again=$PWD/.slurm-$job.again
+if [ "$code" = 0 ] || [ "$(newest)" != "$before" ]; then rm -f "$again"; fi
 case $code in
     75 | 76 | 137) ;; # stopped; a rank was lost, or killed: it goes on from the newest checkpoint
-    *) exit "$code" ;;
+    0) exit 0 ;;
+    *)
+        echo "ended with $code: the rank that failed first says why, above and in $run_dir/logs" >&2
+        exit "$code" ;;
 esac
 # A controller that does not answer says nothing: then it decides when it is asked to queue the job again.
 for pause in 5 15 0; do
@@ -91,11 +97,11 @@ for pause in 5 15 0; do
 done
 if [ -n "$ended" ] || [ "${state:-RUNNING}" != RUNNING ]; then
     reason="Slurm ends the job"
-elif [ "$(newest)" = "$before" ]; then
+elif [ "$(newest)" = "$before" ] && { [ "$code" = 75 ] || [ -e "$again" ]; }; then
     reason="this start made no new checkpoint: ${before:-there is none}"
 elif [ "$restarts" -ge @max_restarts@ ]; then
     reason="it was queued again $restarts times"
-elif scontrol requeue "$job"; then
+elif { [ "$(newest)" != "$before" ] || touch "$again"; } && scontrol requeue "$job"; then
     echo "queued again with $(newest)"
     sleep 600 # Slurm ends this script
     [ -z "$ended" ] || exit "$code"
@@ -103,5 +109,6 @@ elif scontrol requeue "$job"; then
 else
     reason="scontrol refused"
 fi
-echo "not queued again: $reason. To go on: sbatch the same script" >&2
+rm -f "$again"
+echo "not queued again: $reason. To go on: sbatch the same script${*:+ $*}" >&2
 exit "$code"

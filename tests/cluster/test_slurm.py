@@ -89,6 +89,10 @@ def test_three_hosts_go_on_as_two(submit: Submit, reference: Reference, measured
     any_number = ("--per_device_train_batch_size", "4", "--global_batch_size", str(GLOBAL_BATCH))  # two ranks need two passes
     job = submit("shrunk", 3, *any_number, options=("--no-requeue",))
     job.wait_for_steps(20, PATIENCE)
+    job.signal("USR2")  # where do they stand? They say it, and nobody ends
+    logs = [job.run / "logs" / f"rank{rank}.log" for rank in range(3)]
+    wait_until(lambda: all("most recent call first" in log.read_text() for log in logs), PATIENCE, "the ranks said where they stand")
+    job.wait_for_steps(5, PATIENCE)
     job.signal("USR1")  # to the ranks; the job's shell hears nothing
     assert job.end(PATIENCE) == "FAILED", job.output()
     assert job.detail("ExitCode") == "75:0"

@@ -122,13 +122,37 @@ def test_a_job_of_an_array_asks_for_itself_alone(job):
     assert "--jobs 7_2" in (job.folder / "asked").read_text()
 
 
-@pytest.mark.parametrize("lost", [75, 76, 137])
-def test_a_run_that_lost_a_rank_or_could_not_say_that_it_stopped_is_queued_again_where_it_had_come_further(job, lost):
-    code, output = job.end(f"exit {lost}")
-    assert (code, job.requeued) == (lost, [])
+def test_a_run_that_could_not_say_that_it_stopped_is_queued_again_where_it_had_come_further(job):
+    code, output = job.end(f"exit {EXIT_STOPPED}")
+    assert (code, job.requeued) == (EXIT_STOPPED, [])
     assert "this start made no new checkpoint: there is none" in output
-    assert job.end(f"{SAVES_STEP.format(5)}; exit {lost}")[0] == lost
+    assert job.end(f"{SAVES_STEP.format(5)}; exit {EXIT_STOPPED}")[0] == EXIT_STOPPED
     assert job.requeued == ["requeue 7"]
+
+
+@pytest.mark.parametrize("lost", [76, 137])
+def test_a_run_that_lost_a_rank_may_come_no_further_once_but_not_twice_in_a_row(job, lost):
+    assert job.end(f"exit {lost}")[0] == lost
+    assert len(job.requeued) == 1  # it may have been the first epoch
+    assert job.end(f"{SAVES_STEP.format(5)}; exit {lost}", restarts=1)[0] == lost
+    assert job.end(f"exit {lost}", restarts=2)[0] == lost
+    assert len(job.requeued) == 3
+    code, output = job.end(f"exit {lost}", restarts=3)
+    assert (code, len(job.requeued)) == (lost, 3)
+    assert "not queued again: this start made no new checkpoint: checkpoint-5" in output
+    assert list(job.folder.glob(".slurm-*")) == []
+
+
+def test_a_failure_is_named_last_and_where_to_look(job):
+    code, output = job.end("exit 2", "--learning_rate", "1")
+    assert code == 2
+    assert output.splitlines()[-1] == f"ended with 2: the rank that failed first says why, above and in {job.run}/logs"
+
+
+def test_how_to_go_on_names_the_flags_that_were_given_behind_the_script(job):
+    (job.run / "latest").write_text("checkpoint-5\n")
+    _, output = job.end(STOPS.format(5), "--global_batch_size", "64")
+    assert output.splitlines()[-1].endswith("To go on: sbatch the same script --global_batch_size 64")
 
 
 def test_a_start_that_made_no_step_is_the_last_one(job):

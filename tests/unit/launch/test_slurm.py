@@ -10,7 +10,7 @@ import pytest
 
 from adakron.errors import ConfigError
 from adakron.launcher import World
-from launch import slurm
+from launch import job_checks, slurm
 from tests.helpers.launch import ROOT
 
 SCRIPTS = sorted((ROOT / "launch" / "slurm").glob("*.sbatch"))
@@ -101,10 +101,18 @@ def test_an_array_has_a_job_for_every_task_and_seed(capsys):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--nodes", "2", *TRAINING], "--gpus_per_node .* or --tasks_per_node"),
-        (["--gpus_per_node", "2", "--tasks_per_node", "2", *TRAINING], "not both"),
+        (["--nodes", "2", *TRAINING], "how many ranks a node has is not given"),
+        (["--gpus_per_node", "2", "--tasks_per_node", "2", *TRAINING], "are both given"),
         (["--gpus_per_node", "0", *TRAINING], "--gpus_per_node is 0"),
-        (["--gpus_per_node", "1"], "no --output_dir"),
+        (["--gpus_per_node", "1"], "there is no -- among the arguments"),
+        (["--gpus_per_node", "1", "--"], "no --output_dir"),
+        (["--gpus_per_node", "1", "--mem", "64G", *TRAINING], "unknown flag --mem.*, or give sbatch's own as --sbatch=--mem=VALUE"),
+        (["--gpus_per_node", "1", "--sbatch=--signal=B:USR2@10", *TRAINING], "the script decides; give --signal_seconds"),
+        (["--gpus_per_node", "1", "--sbatch=--requeue", *TRAINING], "the script decides; drop it"),
+        (["--gpus_per_node", "1", *TRAINING, "--deepspeed", "no.json"], "--deepspeed no.json: no such file"),
+        (["--gpus_per_node", "1", "--script", "no/folder/job.sbatch", *TRAINING], "there is no folder no/folder; make it"),
+        (["--gpus_per_node", "1", "--array_seeds", "1", "2", "--", "--output_dir", "runs/{seed}"], "no flag of the training has {seed}"),
+        (["--gpus_per_node", "1", "--setup", "module load\ncuda", *TRAINING], "--setup is 'module load.ncuda'"),
         (["--gpus_per_node", "1", *TRAINING, "--resume_from_checkpoint", "auto"], "the job script's to give"),
         (["--gpus_per_node", "1", *TRAINING, "--overwrite_output_dir"], "the job script's to give"),
         (["--gpus_per_node", "1", *TRAINING, "--learning_rat", "1"], "unknown flag --learning_rat"),
@@ -136,7 +144,7 @@ def test_what_cannot_work_is_refused(arguments, said):
     [("90", 5400), ("90:30", 5430), ("1:30:00", 5400), ("2-3", 183600), ("2-3:30", 185400), ("1-00:00:01", 86401), ("1:2:3:4", None)],
 )
 def test_time_limits_are_read_as_sbatch_reads_them(time, seconds):
-    assert slurm.seconds(time) == seconds
+    assert job_checks.seconds(time) == seconds
 
 
 def test_the_cluster_is_asked_and_its_refusal_passed_on(tmp_path, monkeypatch, capsys):
@@ -159,3 +167,34 @@ def test_the_documentation_names_every_flag():
     said = (ROOT / "docs" / "multinode.md").read_text(encoding="utf-8")
     flags = {option for action in slurm.parser()._actions for option in action.option_strings} - {"-h", "--help"}
     assert {flag for flag in flags if flag not in said} == set()
+
+
+def test_what_the_job_needs_and_is_not_here_is_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(slurm.shutil, "which", lambda name: None)
+    script = tmp_path / "job.sbatch"
+    said = written(capsys, "--gpus_per_node", "1", "--venv", "no/venv", "--script", str(script), *TRAINING, "--train_file", "no.csv")
+    assert "--venv: there is no no/venv/bin/activate here; the job needs it on its hosts" in said
+    assert "--train_file: there is no no.csv here" in said
+    assert "submit with: sbatch" in said
+
+
+def test_only_a_script_of_ours_is_written_over(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(slurm.shutil, "which", lambda name: None)
+    script = tmp_path / "README.md"
+    for _ in range(2):
+        written(capsys, "--gpus_per_node", "1", "--script", str(script), *TRAINING)
+    script.write_text("# Mine\n")
+    with pytest.raises(ConfigError, match="did not write; name another one"):
+        slurm.main(["--gpus_per_node", "1", "--script", str(script), *TRAINING], World())
+    assert script.read_text() == "# Mine\n"
+
+
+def test_a_machine_with_slurm_and_without_a_cluster_checks_nothing(tmp_path, monkeypatch, capsys):
+    sbatch = tmp_path / "sbatch"
+    sbatch.write_text("#!/bin/bash\necho 'sbatch: fatal: Could not establish a configuration source' >&2; exit 1\n")
+    sbatch.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr(slurm.shutil, "which", lambda name: str(sbatch))
+    assert "sbatch finds no cluster from here, so it is not checked" in written(
+        capsys, "--gpus_per_node", "1", "--script", str(tmp_path / "job.sbatch"), *TRAINING
+    )
