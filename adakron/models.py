@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from adakron.backbone import NewParameters, head_modules, is_inside
 from adakron.config import AdapterConfig, ModelConfig
 from adakron.errors import ConfigError
 from adakron.methods import METHODS
-from adakron.nn import AdaptedLayer, BottleneckAdapter, DropoutMasks, Projection, Router, TableDropout, adapter_parameter_count, layer_width
+from adakron.nn import AdaptedLayer, BottleneckAdapter, Projection, Router, TableDropout, adapter_parameter_count, layer_width
 from adakron.placement import find_sites, sites_without_rows, some_of
 from adakron.pretrained import quiet_transformers, reason_of
 from adakron.trainable import AdaptedModelInfo, train_only
@@ -157,10 +157,17 @@ def route_experts(model: nn.Module, seed: int) -> Router | None:
     return router
 
 
-def checkpoint_activations(model: Any, *counters: Router | DropoutMasks | None) -> None:
+class Recomputed(Protocol):
+    """State of a forward pass that must be there again where a part of it is computed again."""
+
+    def checkpoint_contexts(self) -> tuple[Context, Context]:
+        """What to enter around the first and the second computation."""
+
+
+def checkpoint_activations(model: Any, *counters: Recomputed | None) -> None:
     """Compute each layer's activations again in the backward pass instead of keeping them; ConfigError where the model cannot.
 
-    The layers draw the same dropout again. counters: the model's router and masks, of which they get the same again.
+    The layers draw the same dropout again. counters: the model's router, masks and unpadding, of which they get the same again.
     """
     if not model.supports_gradient_checkpointing:
         raise ConfigError(f"{type(model).__name__} cannot compute activations again; drop --gradient_checkpointing")

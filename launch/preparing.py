@@ -27,6 +27,7 @@ from adakron.run_lock import check_unlocked
 from adakron.tasks import create_task
 from adakron.tasks.base import EncodedSplit, Task
 from adakron.trainable import ParameterReport
+from adakron.unpadding import unpad
 from adakron.weights import DTYPES
 from launch import resuming
 from launch.attachment import Attachment, attach, check_method, mask_dropout, partitioning
@@ -108,8 +109,11 @@ def prepare(config: RunConfig, world: World) -> Prepared:
     check_consistency(config, attached.model)
     check_packing(config, attached.model)
     masks = mask_dropout(attached.model, config)
+    unpadded = unpad(attached.model, masks) if config.training.unpad else "--unpad no"
+    if isinstance(unpadded, str):
+        logger.info("padding is computed: %s", unpadded)
     if config.training.gradient_checkpointing:
-        models.checkpoint_activations(attached.model, attached.router, masks)
+        models.checkpoint_activations(attached.model, attached.router, masks, None if isinstance(unpadded, str) else unpadded)
     encoded = {name: _encoded(task, name, base.tokenizer, config.data.max_seq_length) for name in splits}
     sampler = GlobalBatchSampler(
         encoded["train"].lengths,

@@ -45,6 +45,8 @@ class DropoutMasks:
         self._pass: _Pass | None = None
         self._keys: Tensor | None = None  # of the pass, on the device of what is dropped
         self._calls = 0
+        self.places: Tensor | None = None
+        """(N,) places in the flattened (B T) of the tokens that stand in one row, (1, N, D); None: each example has its row."""
 
     def training_pass(self, step: int, index: int, examples: np.ndarray) -> None:
         """The next forward pass. step: optimizer steps done. index: pass of the micro-batch. examples: (B,) places in the split."""
@@ -97,6 +99,9 @@ class DropoutMasks:
         if shared:
             between = tuple(x.shape[:-1])
             keys = torch.tensor(counters.signed(counters.mixed(self._pass.shared, call)), device=x.device)
+        elif self.places is not None and x.shape[:-1] in ((1, len(self.places)), (len(self.places),)):
+            keys = counters.mixed_tensor(counters.mixed_with(self._on(x.device), call), tokens)
+            return keys.flatten()[self.places].view(x.shape[:-1])
         else:
             if x.dim() >= 2 and x.shape[0] == rows:
                 between = tuple(x.shape[1:-1])
@@ -107,12 +112,16 @@ class DropoutMasks:
                     f"dropout of a tensor of shape {tuple(x.shape)} in a forward pass of {rows} rows and {tokens} tokens: masks that"
                     f" belong to examples cannot tell which element belongs to which example ({_FRAMEWORK})"
                 )
-            if self._keys is None or self._keys.device != x.device:
-                self._keys = self._pass.keys.to(x.device, non_blocking=True)
-            keys = counters.mixed_with(self._keys, call)
+            keys = counters.mixed_with(self._on(x.device), call)
         for size in between:
             keys = counters.mixed_tensor(keys, size)
         return keys
+
+    def _on(self, device: torch.device) -> Tensor:
+        assert self._pass is not None
+        if self._keys is None or self._keys.device != device:
+            self._keys = self._pass.keys.to(device, non_blocking=True)
+        return self._keys
 
     def dropped(self, x: Tensor, p: float, *, inplace: bool = False, shared: bool = False) -> Tensor:
         """x after dropout. See `noise`."""

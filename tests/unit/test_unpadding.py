@@ -1,0 +1,120 @@
+"""Encoders without padding compute what padded ones do: losses, gradients, dropout."""
+
+import copy
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from adakron.config import AdapterConfig
+from adakron.models import adapt, checkpoint_activations
+from adakron.randomness import mask_dropout
+from adakron.unpadding import STACKS, Unpadding, unpad
+from tests.helpers.architectures import SIZES, WITHOUT_CHECKPOINTING, tiny_batch, tiny_model
+from tests.unit.test_randomness import dropping
+
+ADAPTER = AdapterConfig(bottleneck_dim=8, kron_factor=4)
+RELATIVE = 1e-5
+
+
+@dataclasses.dataclass
+class Step:
+    """A training step of a model. shapes: of what its first linear layer in the stack saw."""
+
+    logits: torch.Tensor
+    gradients: dict[str, torch.Tensor]
+    shapes: list[torch.Size]
+
+
+def step(model, *, unpadded: bool, checkpointed: bool = False, masked: bool = True) -> Step:
+    model = copy.deepcopy(model)
+    adapt(model, ADAPTER, seed=1)
+    masks = mask_dropout(model, seed=5) if masked else None
+    found = unpad(model, masks) if unpadded else None
+    assert unpadded is isinstance(found, Unpadding), found
+    if checkpointed:
+        checkpoint_activations(model, masks, found)
+    shapes: list[torch.Size] = []
+    stack = model.base_model.get_submodule(STACKS[model.config.model_type])
+    layer = next(one for name, one in stack.named_modules() if isinstance(one, torch.nn.Linear) and "embedding" not in name)
+    layer.register_forward_pre_hook(lambda module, args: shapes.append(args[0].shape))
+    model.train()
+    if masks is not None:
+        masks.training_pass(3, 0, np.array([10, 11, 12]))
+    logits = model(**tiny_batch()).logits
+    torch.nn.functional.cross_entropy(logits, torch.tensor([0, 1, 0])).backward()
+    gradients = {name: one.grad for name, one in model.named_parameters() if one.grad is not None}
+    return Step(logits.detach(), gradients, shapes)
+
+
+def assert_same(found: Step, expected: Step) -> None:
+    assert (found.logits - expected.logits).norm() <= RELATIVE * expected.logits.norm()
+    assert found.gradients.keys() == expected.gradients.keys()
+    whole = torch.cat([gradient.flatten() for gradient in expected.gradients.values()]).norm()
+    for name, gradient in expected.gradients.items():
+        assert (found.gradients[name] - gradient).norm() <= RELATIVE * whole, name
+
+
+@pytest.mark.parametrize("model_type", STACKS)
+def test_a_step_is_that_of_a_padded_batch_with_the_same_dropout(model_type):
+    model = dropping(model_type, "sdpa")
+    expected, found = step(model, unpadded=False), step(model, unpadded=True)
+    tokens = int(tiny_batch()["attention_mask"].sum())
+    assert expected.shapes[0][:2] == tiny_batch()["attention_mask"].shape
+    assert found.shapes[0][:2] == (1, tokens) and tokens < expected.shapes[0][:2].numel()
+    assert_same(found, expected)
+    assert (step(model, unpadded=True, masked=False).logits - expected.logits).norm() > 0.01  # dropout was on
+
+
+@pytest.mark.parametrize("model_type", [name for name in STACKS if name not in WITHOUT_CHECKPOINTING])
+def test_what_is_computed_again_is_the_same_again(model_type):
+    model = dropping(model_type, "sdpa")
+    found = step(model, unpadded=True, checkpointed=True)
+    assert len(found.shapes) == 2 and len(set(found.shapes)) == 1
+    assert_same(found, step(model, unpadded=False))
+
+
+def test_evaluation_keeps_its_padding_and_its_bits():
+    model = tiny_model("bert", attn_implementation="sdpa").eval()
+    expected = model(**tiny_batch()).logits
+    assert isinstance(unpad(model, None), Unpadding)
+    assert torch.equal(model(**tiny_batch()).logits, expected)
+
+
+def test_two_models_of_a_process_do_not_meet():
+    models = [tiny_model("bert", attn_implementation="sdpa").train() for _ in range(2)]
+    plain = tiny_model("bert", attn_implementation="sdpa")
+    assert all(isinstance(unpad(model, None), Unpadding) for model in models)
+    longer = {name: torch.cat([tensor, tensor], 0) for name, tensor in tiny_batch().items()}
+    first, second = models[0](**tiny_batch()).logits, models[1](**longer).logits
+    assert first.shape[0] == 3 and second.shape[0] == 6
+    assert plain.config._attn_implementation == "sdpa"
+
+
+def test_a_pass_that_fails_leaves_nothing_behind():
+    model = tiny_model("bert", attn_implementation="sdpa").train()
+    masks = mask_dropout(model, seed=5)
+    assert isinstance(unpad(model, masks), Unpadding)
+    masks.training_pass(0, 0, np.arange(3))
+    broken = model.bert.encoder.layer[1].register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(RuntimeError("no")))
+    with pytest.raises(RuntimeError, match="no"):
+        model(**tiny_batch())
+    broken.remove()
+    assert masks.places is None
+    with torch.no_grad():
+        assert model.eval()(**tiny_batch()).logits.shape[0] == 3
+
+
+@pytest.mark.parametrize("model_type", [name for name in SIZES if name not in STACKS])
+def test_other_architectures_are_left_as_they_are(model_type):
+    model = tiny_model(model_type)
+    before = model.config._attn_implementation
+    assert f"model type {model_type!r} is none of bert, roberta" in str(unpad(model, None))
+    assert model.config._attn_implementation == before
+
+
+def test_attention_that_was_asked_for_is_kept():
+    model = tiny_model("bert", attn_implementation="eager")
+    assert unpad(model, None) == "its attention is eager, not sdpa"
+    assert model.config._attn_implementation == "eager"
