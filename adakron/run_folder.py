@@ -169,7 +169,7 @@ def rank_log(folder: Path, rank: int) -> Path:
 
 def _remove_logs(logs: Path) -> None:
     for log in logs.iterdir():
-        if re.fullmatch(r"rank\d+\.log", log.name):
+        if re.fullmatch(r"rank\d+\.log", log.name) and not log.is_dir():
             log.unlink()
     with contextlib.suppress(OSError):  # somebody else's files are in it, too
         logs.rmdir()

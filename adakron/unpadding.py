@@ -12,9 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers import AttentionInterface
 
 from adakron.nn import DropoutMasks
 
@@ -81,9 +79,11 @@ class _Put(torch.autograd.Function):
 
 
 class Unpadding:
-    """The hooks of one model. masks: of its dropout, which must know which token stands where."""
+    """The hooks of one model. config: its own. masks: of its dropout, which must know which token stands where."""
 
-    def __init__(self, masks: DropoutMasks | None):
+    def __init__(self, config: Any, masks: DropoutMasks | None):
+        self._config = config
+        self._padded: str = config._attn_implementation
         self._masks = masks
         self._attention_mask: Tensor | None = None
         self._now: _Rectangle | None = None
@@ -118,6 +118,8 @@ class Unpadding:
 
     def _be(self, rectangle: _Rectangle | None) -> None:
         self._now = rectangle
+        # Its layers look their attention up by this name at every call. Outside the stack, and in evaluation, it is the model's own.
+        self._config._attn_implementation = _NAME if rectangle is not None else self._padded
         if self._masks is not None:
             self._masks.places = rectangle.places if rectangle is not None else None
 
@@ -134,10 +136,9 @@ class Unpadding:
         finally:
             self._be(before)
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout: float, scaling: float | None) -> Tensor | None:
-        """(1, H, N, D) each to (1, N, H, D); None where the tokens stand in a rectangle already."""
-        if self._now is None:
-            return None
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, dropout: float, scaling: float | None) -> Tensor:
+        """(1, H, N, D) each to (1, N, H, D)."""
+        assert self._now is not None
         query, key, value = (self._now.put(x.transpose(1, 2)).transpose(1, 2) for x in (query, key, value))
         out = F.scaled_dot_product_attention(query, key, value, self._now.mask, dropout, scale=scaling)
         return self._now.take(out.transpose(1, 2))
@@ -147,12 +148,9 @@ def _attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, dropout: float = 0.0,
     scaling: float | None = None, **kwargs: Any,
 ) -> tuple[Tensor, None]:  # fmt: skip
-    """transformers' interface."""
-    unpadding: Unpadding | None = getattr(module, _OF_MODULE, None)
-    out = unpadding.attend(query, key, value, dropout, scaling) if unpadding is not None else None
-    if out is None:
-        out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
-    return out, None
+    """transformers' interface. attention_mask: that of the rectangle, which its Unpadding has."""
+    unpadding: Unpadding = getattr(module, _OF_MODULE)
+    return unpadding.attend(query, key, value, dropout, scaling), None
 
 
 def unpad(model: Any, masks: DropoutMasks | None) -> Unpadding | str:
@@ -164,8 +162,8 @@ def unpad(model: Any, masks: DropoutMasks | None) -> Unpadding | str:
     kind, implementation = model.config.model_type, getattr(model.config, "_attn_implementation", None)
     if not hasattr(model, "base_model") or kind not in STACKS:
         return f"model type {kind!r} is none of {', '.join(STACKS)}"
-    if implementation != "sdpa":
-        return f"its attention is {implementation}, not sdpa"
+    if implementation not in ("eager", "sdpa"):
+        return f"its attention is {implementation}, neither eager nor sdpa"
     if getattr(model.config, "is_decoder", False):
         return "it is a decoder"
     try:
@@ -173,9 +171,7 @@ def unpad(model: Any, masks: DropoutMasks | None) -> Unpadding | str:
     except AttributeError:
         return f"its backbone has no {STACKS[kind]}"
     AttentionInterface.register(_NAME, _attention)
-    AttentionMaskInterface.register(_NAME, sdpa_mask)
-    model.config._attn_implementation = _NAME
-    unpadding = Unpadding(masks)
+    unpadding = Unpadding(model.config, masks)
     for module in stack.modules():
         setattr(module, _OF_MODULE, unpadding)
     model.register_forward_pre_hook(unpadding.begin, with_kwargs=True)

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ class Step:
     shapes: list[torch.Size]
 
 
-def step(model, *, unpadded: bool, checkpointed: bool = False, masked: bool = True) -> Step:
+def step(model: Any, *, unpadded: bool, checkpointed: bool = False, masked: bool = True) -> Step:
     model = copy.deepcopy(model)
     adapt(model, ADAPTER, seed=1)
     masks = mask_dropout(model, seed=5) if masked else None
@@ -56,9 +57,10 @@ def assert_same(found: Step, expected: Step) -> None:
         assert (found.gradients[name] - gradient).norm() <= RELATIVE * whole, name
 
 
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("model_type", STACKS)
-def test_a_step_is_that_of_a_padded_batch_with_the_same_dropout(model_type):
-    model = dropping(model_type, "sdpa")
+def test_a_step_is_that_of_a_padded_batch_with_the_same_dropout(model_type, attention):
+    model = dropping(model_type, attention)
     expected, found = step(model, unpadded=False), step(model, unpadded=True)
     tokens = int(tiny_batch()["attention_mask"].sum())
     assert expected.shapes[0][:2] == tiny_batch()["attention_mask"].shape
@@ -75,11 +77,13 @@ def test_what_is_computed_again_is_the_same_again(model_type):
     assert_same(found, step(model, unpadded=False))
 
 
-def test_evaluation_keeps_its_padding_and_its_bits():
-    model = tiny_model("bert", attn_implementation="sdpa").eval()
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_evaluation_keeps_its_padding_and_its_bits(attention):
+    model = tiny_model("bert", attn_implementation=attention).eval()
     expected = model(**tiny_batch()).logits
     assert isinstance(unpad(model, None), Unpadding)
-    assert torch.equal(model(**tiny_batch()).logits, expected)
+    model.train()(**tiny_batch())
+    assert torch.equal(model.eval()(**tiny_batch()).logits, expected)
 
 
 def test_two_models_of_a_process_do_not_meet():
@@ -115,6 +119,7 @@ def test_other_architectures_are_left_as_they_are(model_type):
 
 
 def test_attention_that_was_asked_for_is_kept():
-    model = tiny_model("bert", attn_implementation="eager")
-    assert unpad(model, None) == "its attention is eager, not sdpa"
-    assert model.config._attn_implementation == "eager"
+    model = tiny_model("bert", attn_implementation="sdpa")
+    model.config._attn_implementation = "flash_attention_2"
+    assert unpad(model, None) == "its attention is flash_attention_2, neither eager nor sdpa"
+    assert model.config._attn_implementation == "flash_attention_2"
