@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 # Test processes side by side. Launched tests start up to two ranks, each a core and about a gigabyte.
 WORKERS ?= 2
 
@@ -18,7 +19,7 @@ export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-cluster check clean
+.PHONY: help install train test test-cluster bench check clean
 
 help: ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -35,6 +36,9 @@ test: check ## check, then all tests but test-cluster's (PYTEST_ARGS="-k name" c
 test-cluster: $(STAMP) ## the tests on a Slurm cluster of 4 hosts, made here (root, Debian; elsewhere they say SKIPPED)
 	@python -m tests.cluster.parts
 	@python -m pytest -m cluster tests/cluster $(PYTEST_ARGS)
+
+bench: $(STAMP) ## speed and memory beside other trainers' (BENCH_ARGS="--task_name sst2 --data_dir DIR --precision bf16")
+	python launch/bench.py $(BENCH_ARGS)
 
 check: $(STAMP) ## lint, format, types, import layers
 	ruff check .

@@ -4,6 +4,7 @@ import tempfile
 from typing import Any
 
 import datasets
+import torch
 from peft import LoKrConfig, LoraConfig, TaskType, get_peft_model
 from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
 
@@ -54,7 +55,7 @@ def _train(workload: Workload, pace: Pace, config: Any, *, cast: bool = False) -
             folder, per_device_train_batch_size=workload.batch, num_train_epochs=workload.rounds + 1, learning_rate=workload.learning_rate,
             warmup_steps=round(0.06 * workload.total_steps), bf16=workload.precision == "bf16", fp16=workload.precision == "fp16",
             train_sampling_strategy="group_by_length", logging_steps=10, save_strategy="no", report_to="none", disable_tqdm=True,
-            seed=workload.seed,
+            seed=workload.seed, use_cpu=not torch.cuda.is_available(),
         )  # fmt: skip
         trainer = Trainer(
             model, arguments, DataCollatorWithPadding(loaded.tokenizer), datasets.Dataset.from_list(loaded.rows),
