@@ -109,7 +109,7 @@ def prepare(config: RunConfig, world: World) -> Prepared:
     check_consistency(config, attached.model)
     check_packing(config, attached.model)
     masks = mask_dropout(attached.model, config)
-    unpadded = unpad(attached.model, masks) if config.training.unpad else "--unpad no"
+    unpadded = unpad(attached.model, masks) if config.training.unpad == "auto" else "--unpad no"
     if isinstance(unpadded, str):
         logger.info("padding is computed: %s", unpadded)
     if config.training.gradient_checkpointing:

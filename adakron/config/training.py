@@ -49,7 +49,9 @@ class TrainingConfig(Settings):
     )
     label_smoothing: float = flag(0.0, "Share of the target probability spread over all classes.", "--label_smoothing_factor")
     gradient_checkpointing: bool = flag(False, "Compute activations again in the backward pass: less memory, slower.")
-    unpad: bool = flag(True, "Train encoders without computing their padding, where the architecture allows it (docs/performance.md).")
+    unpad: Literal["auto", "no"] = flag(
+        "auto", "Train encoders without computing their padding, where the architecture allows it (docs/performance.md); no: never."
+    )
     bf16: bool | None = flag(None, 'Train in bfloat16, where the JSON says {"bf16": {"enabled": "auto"}}.')
     fp16: bool | None = flag(None, 'Train in float16, where the JSON says {"fp16": {"enabled": "auto"}}.')
     seed: int = flag(42, "Seed of initialisation, data order and dropout.")

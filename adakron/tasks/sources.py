@@ -144,7 +144,9 @@ def _read(files: Sequence[Path], readers: Mapping[str, Reader]) -> datasets.Data
     suffix = path.suffix.lower()
     builder = _BUILDERS.get(suffix)
     if builder is None and suffix not in readers:
-        raise DataError(f"{path} has the ending {path.suffix!r}; it must be one of {', '.join(dict.fromkeys((*SUFFIXES, *readers)))}")
+        known = ", ".join(dict.fromkeys((*SUFFIXES, *readers)))
+        flags = "--train_file, --validation_file, --test_file, --data_dir"
+        raise DataError(f"{path} has the ending {path.suffix!r}; it must be one of {known}; name another file ({flags})")
     if suffix in readers:
         check_file(path, text=True)
         dataset = readers[suffix](path)

@@ -209,7 +209,18 @@ def test_own_data_trained_from_relative_files_predicts_from_anywhere(tiny_bert, 
     rows = ["review,stars", *(f"the film was {word},{label}" for word, label in [("good", "high"), ("bad", "low")] * 10)]
     (data / "reviews.csv").write_text("\n".join(rows) + "\n")
     flags = ["--task_name", "text", "--train_file", "reviews.csv", "--validation_file", "reviews.csv", "--label_column", "stars"]
-    model = ["--model_name_or_path", str(tiny_bert), "--output_dir", "run", "--max_steps", "30", "--learning_rate", "1e-2"]
+    model = [
+        "--model_name_or_path",
+        str(tiny_bert),
+        "--output_dir",
+        "run",
+        "--max_steps",
+        "40",
+        "--learning_rate",
+        "1e-2",
+        "--method",
+        "full",
+    ]
     finished = python(str(ROOT / "launch/train.py"), *flags, *model, cwd=data)
     assert finished.returncode == 0, finished.output
     assert results(data / "run")["eval_accuracy"] == 1.0
