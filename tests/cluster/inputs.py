@@ -17,7 +17,7 @@ from tests.helpers import tiny
 GLOBAL_BATCH = 12
 """Examples per step of every run: 1, 2, 3, 4 ranks can share them."""
 
-STEPS = 120
+STEPS = 300
 
 
 @dataclass(frozen=True)

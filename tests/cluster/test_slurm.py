@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.cluster import jobs
 from tests.cluster.conftest import PATIENCE, SECONDS_OF_WARNING, Measured, Reference, Submit
 from tests.cluster.hosts import wait_until
-from tests.cluster.inputs import GLOBAL_BATCH, flags, newest_step, went_on_at
+from tests.cluster.inputs import GLOBAL_BATCH, flags, logged, newest_step, went_on_at
 from tests.cluster.virtual import Cluster
 
 
@@ -34,9 +34,17 @@ def test_two_hosts_with_two_ranks_each(with_slurm: Cluster, reference: Reference
 def test_time_that_runs_out_with_and_without_a_warning(with_slurm: Cluster, submit: Submit, reference, measured: Measured, tmp_path):
     """Slurm looks at the time of jobs twice a minute, so both jobs wait for it together."""
     warned, stopped = submit("warned", 2), submit("stopped", 1, options=("--signal=B:28@1",))  # SIGWINCH says nothing
-    for job in (warned, stopped):
-        job.wait_for_steps(20, PATIENCE)
-        send(with_slurm, job.run, signal.SIGSTOP)
+    halted: list[str] = []
+
+    def halt() -> bool:  # whichever comes so far first: the other one's wait is not its own
+        for job in (warned, stopped):
+            if job.number not in halted and logged(job.run) >= 20:
+                send(with_slurm, job.run, signal.SIGSTOP)
+                halted.append(job.number)
+        return len(halted) == 2
+
+    wait_until(halt, PATIENCE, "both jobs made 20 steps")
+    assert warned.state == stopped.state == "RUNNING", warned.output() + stopped.output()
     with_slurm.login.must("scontrol", "update", f"JobId={warned.number}", f"EndTime=now+{SECONDS_OF_WARNING + 25}")
     with_slurm.login.must("scontrol", "update", f"JobId={stopped.number}", "EndTime=now")
     # Slurm itself wakes the ranks of the one that it ends: SIGCONT and SIGTERM, both twice.
