@@ -32,12 +32,12 @@ from torch import nn
 from adakron import run_folder
 from adakron.errors import AdaKronError, ConfigError
 from adakron.launcher import World
+from adakron.weights import DTYPES
 from launch.arguments import Parser
 from launch.contenders import CONTENDERS
 from launch.contenders.workload import Loaded, Workload, load, tokens
 from launch.program import execute, refuse_launcher
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 PRODUCT_SECONDS = 0.5
 
 
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str], world: World) -> None:
     workload = _workload(options)
     workload.config()  # what is wrong with it is said before anything starts
     loaded = load(workload)
-    flop = flop_per_round(loaded, workload)
+    flop = flop_per_round(loaded)
     measured, products = measure(workload, chosen, options.threads)
     result = {
         "machine": machine(options.threads),
@@ -94,8 +94,10 @@ def parser() -> Parser:
 
 
 def _workload(options: argparse.Namespace) -> Workload:
-    problems = [f"--{name} is {getattr(options, name)}; it must be at least 1" for name in ("batch", "examples", "rounds", "max_seq_length",
-                "threads") if getattr(options, name) < 1]  # fmt: skip
+    counts = ("batch", "examples", "rounds", "max_seq_length", "threads")
+    problems = [f"--{name} is {getattr(options, name)}; it must be at least 1" for name in counts if getattr(options, name) < 1]
+    if options.json and not Path(options.json).parent.is_dir():
+        problems.append(f"--json is {options.json}, and there is no folder {Path(options.json).parent}; make it, or name another file")
     if problems:
         raise ConfigError(problems)
     return Workload(
@@ -104,7 +106,7 @@ def _workload(options: argparse.Namespace) -> Workload:
     )  # fmt: skip
 
 
-def flop_per_round(loaded: Loaded, workload: Workload) -> float:
+def flop_per_round(loaded: Loaded) -> float:
     """What a round cannot do without: two products forward and two back (2 + 2 FLOP) for each parameter of a frozen linear layer and
     each useful token. Attention's own products, the adapters and the head are left out.
     """

@@ -27,7 +27,7 @@ from adakron.run_lock import check_unlocked
 from adakron.tasks import create_task
 from adakron.tasks.base import EncodedSplit, Task
 from adakron.trainable import ParameterReport
-from adakron.unpadding import unpad
+from adakron.unpadding import Unpadding, unpad
 from adakron.weights import DTYPES
 from launch import resuming
 from launch.attachment import Attachment, attach, check_method, mask_dropout, partitioning
@@ -109,11 +109,12 @@ def prepare(config: RunConfig, world: World) -> Prepared:
     check_consistency(config, attached.model)
     check_packing(config, attached.model)
     masks = mask_dropout(attached.model, config)
-    unpadded = unpad(attached.model, masks) if config.training.unpad == "auto" else "--unpad no"
-    if isinstance(unpadded, str):
-        logger.info("padding is computed: %s", unpadded)
+    unpadding: Unpadding | str | None = unpad(attached.model, masks) if config.training.unpad == "auto" else "--unpad no"
+    if isinstance(unpadding, str):
+        logger.info("padding is computed: %s", unpadding)
+        unpadding = None
     if config.training.gradient_checkpointing:
-        models.checkpoint_activations(attached.model, attached.router, masks, None if isinstance(unpadded, str) else unpadded)
+        models.checkpoint_activations(attached.model, attached.router, masks, unpadding)
     encoded = {name: _encoded(task, name, base.tokenizer, config.data.max_seq_length) for name in splits}
     sampler = GlobalBatchSampler(
         encoded["train"].lengths,

@@ -9,7 +9,7 @@ from peft import LoKrConfig, LoraConfig, TaskType, get_peft_model
 from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
 
 from adakron import models
-from launch.contenders.loops import DTYPES
+from adakron.weights import DTYPES
 from launch.contenders.pace import Pace
 from launch.contenders.workload import Workload, load
 

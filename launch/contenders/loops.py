@@ -13,10 +13,9 @@ from transformers import get_linear_schedule_with_warmup
 from adakron import models
 from adakron.config import AdapterConfig
 from adakron.data.sampler import epoch_order
+from adakron.weights import DTYPES
 from launch.contenders.pace import Pace
 from launch.contenders.workload import Loaded, Workload, load
-
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def plain(workload: Workload, pace: Pace) -> None:

@@ -1,13 +1,14 @@
 """Taking turns: a contender waits at the begin of every round until it is its turn, and reports how long the round took."""
 
-import resource
-import sys
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TextIO
 
 import torch
+
+from adakron.metrics import peak_memory_mib
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ class Pace:
     def end_round(self) -> None:
         """Report the round that is behind; called by the contender after its last step alone."""
         _synchronise()
-        self._report(Round(time.perf_counter() - self._begun, peak_memory()))
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._report(Round(time.perf_counter() - self._begun, round(peak_memory_mib(device) * 2**20)))
 
 
 def _synchronise() -> None:
@@ -52,18 +54,8 @@ def _synchronise() -> None:
         torch.cuda.synchronize()
 
 
-def peak_memory() -> int:
-    """Bytes: allocated on the GPU where there is one, else resident in this process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
 def own_stdout() -> TextIO:
     """The standard output for our words alone: what libraries print goes to standard error from now on."""
-    import os
-
     ours = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     return ours
