@@ -25,17 +25,26 @@ STACKS = {
 Not MPNet, DeBERTa and ModernBERT, whose attention counts the distance of tokens in the row.
 """
 
+MULTIPLE = 32
+"""The row's length is rounded up to a multiple of this by padding that is there anyway: libraries prepare and keep something for every
+length they meet (oneDNN about a megabyte), and there would be as many lengths as steps.
+"""
+
 _NAME = "adakron_unpadded"  # of our attention, in transformers' registry
 _OF_MODULE = "_adakron_unpadding"  # where a layer's attention finds its Unpadding
 
 
 class _Rectangle:
-    """A micro-batch's shape. places: (N,) int64, of its tokens in the flattened (B T). mask: (B, 1, 1, T), True for tokens."""
+    """A micro-batch's shape. places: (N,) int64, in the flattened (B T), of its tokens and of a little padding. mask: (B, 1, 1, T),
+    True for tokens.
+    """
 
     def __init__(self, attention_mask_BT: Tensor):
         self.rows, self.tokens = attention_mask_BT.shape
         # On a GPU the host waits here, once in a forward pass, to learn N.
-        self.places = attention_mask_BT.flatten().nonzero().flatten()
+        tokens = attention_mask_BT.flatten().nonzero().flatten()
+        padding = (attention_mask_BT.flatten() == 0).nonzero().flatten()
+        self.places = torch.cat([tokens, padding[: -len(tokens) % MULTIPLE]])
         self.mask = attention_mask_BT.bool()[:, None, None, :]
 
     def take(self, x: Tensor) -> Tensor:
@@ -98,6 +107,8 @@ class Unpadding:
         if self._attention_mask is None:
             return None
         rectangle = _Rectangle(self._attention_mask)
+        if len(rectangle.places) == self._attention_mask.numel():
+            return None  # nothing to leave out
         self._be(rectangle)
         if "hidden_states" in kwargs:
             return args, {**kwargs, "hidden_states": rectangle.take(kwargs["hidden_states"])}

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from adakron import unpadding
 from adakron.config import AdapterConfig
 from adakron.models import adapt, checkpoint_activations
 from adakron.randomness import mask_dropout
@@ -26,6 +27,12 @@ class Step:
     logits: torch.Tensor
     gradients: dict[str, torch.Tensor]
     shapes: list[torch.Size]
+
+
+@pytest.fixture(autouse=True)
+def short_rows(monkeypatch):
+    """The tiny batch has 19 tokens and 2 places of padding: they stand in a row of 20."""
+    monkeypatch.setattr(unpadding, "MULTIPLE", 5)
 
 
 def step(model: Any, *, unpadded: bool, checkpointed: bool = False, masked: bool = True) -> Step:
@@ -62,9 +69,8 @@ def assert_same(found: Step, expected: Step) -> None:
 def test_a_step_is_that_of_a_padded_batch_with_the_same_dropout(model_type, attention):
     model = dropping(model_type, attention)
     expected, found = step(model, unpadded=False), step(model, unpadded=True)
-    tokens = int(tiny_batch()["attention_mask"].sum())
-    assert expected.shapes[0][:2] == tiny_batch()["attention_mask"].shape
-    assert found.shapes[0][:2] == (1, tokens) and tokens < expected.shapes[0][:2].numel()
+    assert expected.shapes[0][:2] == (3, 7) == tiny_batch()["attention_mask"].shape
+    assert found.shapes[0][:2] == (1, 20)
     assert_same(found, expected)
     assert (step(model, unpadded=True, masked=False).logits - expected.logits).norm() > 0.01  # dropout was on
 
@@ -84,6 +90,15 @@ def test_evaluation_keeps_its_padding_and_its_bits(attention):
     assert isinstance(unpad(model, None), Unpadding)
     model.train()(**tiny_batch())
     assert torch.equal(model.eval()(**tiny_batch()).logits, expected)
+
+
+@pytest.mark.parametrize(("multiple", "shape"), [(1, (1, 19)), (32, (3, 7))])
+def test_rows_have_few_lengths_and_where_they_would_not_be_shorter_the_rectangle_stays(monkeypatch, multiple, shape):
+    monkeypatch.setattr(unpadding, "MULTIPLE", multiple)
+    model = dropping("bert", "sdpa")
+    found = step(model, unpadded=True)
+    assert found.shapes[0][:2] == shape
+    assert_same(found, step(model, unpadded=False))
 
 
 def test_two_models_of_a_process_do_not_meet():
