@@ -114,7 +114,8 @@ def _one(options: argparse.Namespace, plot: Path | None) -> None:
         )  # fmt: skip
         workload.config()  # what is wrong with it is said before anything starts
         read_libraries(chosen)
-        result = compare(workload, chosen, options.threads)
+        with contextlib.redirect_stdout(sys.stderr):  # what libraries say is no part of the document
+            result = compare(workload, chosen, options.threads)
     print("\n".join(tables.document(result)))
     if options.json:
         run_folder.write_json(Path(options.json), result)
@@ -125,7 +126,8 @@ def _one(options: argparse.Namespace, plot: Path | None) -> None:
 def _suite(options: argparse.Namespace, plot: Path | None) -> None:
     file = Path(options.json or DEFAULT_FILE)
     file.parent.mkdir(exist_ok=True)
-    result = run_suite(options.cases or [*CASES], options.data_root or "", options.threads, _numbers(options), file)
+    with contextlib.redirect_stdout(sys.stderr):
+        result = run_suite(options.cases or [*CASES], options.data_root or "", options.threads, _numbers(options), file)
     print("\n".join([*markdown(result), "", f"Every number: {file}"]))
     if plot is not None:
         draw(result["cases"], plot)

@@ -49,6 +49,7 @@ def plain_fast(workload: Workload, pace: Pace) -> None:
     groups = trainable.trainable_groups(model, training.weight_decay, run.attached.vectors)
     trained = [parameter for group in groups for parameter in group["params"]]
     optimizer, schedule = _optimizer(groups, workload)
+    pace.instrument = lambda phases: phases.wrap(run.sampler, "_share", "data")
     phase, step = pace.phases.of, 0
     for epoch in range(workload.passes):
         for batch in run.sampler.epoch(epoch):

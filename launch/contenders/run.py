@@ -12,11 +12,13 @@ from adakron import launcher
 from launch.contenders import CONTENDERS
 from launch.contenders.pace import Pace, own_stdout
 from launch.contenders.workload import Workload
+from launch.program import quiet_libraries
 
 
 def main(name: str, workload: Workload, started: float) -> None:
     """Train, and score where that is asked for, as the contender of that name does."""
     said = own_stdout()
+    quiet_libraries()
     launcher.join(launcher.read_world(os.environ), os.environ)
 
     def wait() -> None:

@@ -72,10 +72,10 @@ def check_data(chosen: Sequence[str], data_root: str) -> None:
     tasks = sorted({CASES[name].task for name in chosen})
     missing = [task for task in tasks if not data_root or not (Path(data_root) / task).is_dir()]
     if missing:
+        got = f"{data_root}, where there is no {', '.join(missing)}" if data_root else "not given"
         raise ConfigError(
-            f"--data_root is {data_root or 'not given'}, and the suite needs a folder that holds {' and '.join(f'{one}/' for one in tasks)}"
-            f" with train and validation files; {'there is no ' + ', '.join(missing) + ' in it: ' if data_root else ''}give it with"
-            " --data_root DIR, or make bench DATA_ROOT=DIR"
+            f"--data_root is {got}; the suite needs {' and '.join(tasks)}, folders with train and validation files: name the folder that"
+            " holds them with --data_root DIR, or make bench DATA_ROOT=DIR"
         )
 
 

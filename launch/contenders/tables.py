@@ -57,7 +57,7 @@ def speeds(result: Mapping[str, Any]) -> list[str]:
     for name, seconds in _by_median(result, "seconds"):
         one, median = result["contenders"][name], statistics.median(seconds)
         rows.append([
-            CONTENDERS[name].name, f"{examples / median:,.0f}", _spread(seconds), f"{useful / median:,.0f}",
+            CONTENDERS[name].name, number(examples / median), _spread(seconds), f"{useful / median:,.0f}",
             f"{100 * (of_the_limit(result, name) or 0):.0f} %", f"{one['peak_memory'] / 2**20:,.0f} MiB", _ratio(ratio(result, name)),
         ])  # fmt: skip
     return markdown(["", "samples/s", "spread", "useful tokens/s", "of the limit", "peak memory", "this engine is faster by"], rows)
@@ -79,7 +79,7 @@ def evaluation(result: Mapping[str, Any]) -> list[str]:
     examples = result["workload"]["evaluation_examples"]
     rows = [
         [
-            CONTENDERS[name].name, f"{examples / statistics.median(seconds):,.0f}", _spread(seconds),
+            CONTENDERS[name].name, number(examples / statistics.median(seconds)), _spread(seconds),
             _ratio(ratio(result, name, what="evaluation_seconds")),
         ]
         for name, seconds in _by_median(result, "evaluation_seconds")
@@ -96,6 +96,11 @@ def _spread(seconds: Sequence[float]) -> str:
     median = statistics.median(seconds)
     quartiles = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else [median] * 3
     return f"{100 * (quartiles[2] - quartiles[0]) / median:.0f} %"
+
+
+def number(value: float) -> str:
+    """In three digits or more."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _ratio(found: float | None) -> str:
