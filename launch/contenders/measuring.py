@@ -132,6 +132,7 @@ def _started(name: str, workload: Workload, threads: int) -> Iterator[_Running]:
     one, processes = CONTENDERS[name], []
     share = max(1, threads // one.ranks)
     environment = {**os.environ, "OMP_NUM_THREADS": str(share), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    environment |= _visible(one.ranks)
     port = _free_port() if one.ranks > 1 else 0
     words = [sys.executable, "-m", "launch.contenders.run", name, json.dumps(workload.to_dict()), repr(time.monotonic())]
     try:
@@ -146,6 +147,15 @@ def _started(name: str, workload: Workload, threads: int) -> Iterator[_Running]:
             process.kill()
         for process in processes:
             process.communicate()
+
+
+def _visible(ranks: int) -> dict[str, str]:
+    """The variable that shows a contender one GPU for each rank: transformers' Trainer would divide its batch among all that it sees."""
+    count = torch.cuda.device_count()
+    if count <= ranks:
+        return {}
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")
+    return {"CUDA_VISIBLE_DEVICES": ",".join(shown[:ranks])}
 
 
 def _free_port() -> int:

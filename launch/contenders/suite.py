@@ -48,7 +48,7 @@ CASES = {
     targets.MRPC: Case("mrpc", "bf16", ("adakron", "plain_fast", "hf_lora"), 128),
     targets.ROBERTA: Case("sst2", "bf16", ("adakron", "plain_fast", "hf_lora"), 64, rounds=3, model_size="roberta-base"),
 }
-"""With these numbers all of them take ten minutes on two cores."""
+"""Sized for less than 15 minutes on two idle cores, all together."""
 
 
 def run_suite(chosen: Sequence[str], data_root: str, threads: int, numbers: Mapping[str, int], file: Path) -> dict[str, Any]:
