@@ -104,6 +104,7 @@ def _numbers(options: argparse.Namespace) -> dict[str, Any]:
 def _one(options: argparse.Namespace, plot: Path | None) -> None:
     chosen = options.contenders or DEFAULT
     with contextlib.ExitStack() as held:
+        held.enter_context(contextlib.redirect_stdout(sys.stderr))  # what libraries say is no part of the document
         model = options.model_name_or_path
         if options.model_size is not None:
             model = held.enter_context(tempfile.TemporaryDirectory())
@@ -114,8 +115,7 @@ def _one(options: argparse.Namespace, plot: Path | None) -> None:
         )  # fmt: skip
         workload.config()  # what is wrong with it is said before anything starts
         read_libraries(chosen)
-        with contextlib.redirect_stdout(sys.stderr):  # what libraries say is no part of the document
-            result = compare(workload, chosen, options.threads)
+        result = compare(workload, chosen, options.threads)
     print("\n".join(tables.document(result)))
     if options.json:
         run_folder.write_json(Path(options.json), result)
