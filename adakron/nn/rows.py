@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-MULTIPLE = 32
+MULTIPLE = 16
 """A row's length is rounded up to a multiple of this by padding that is there anyway: libraries prepare and keep something for every
 length they meet (oneDNN about a megabyte), and there would be as many lengths as steps.
 """

@@ -73,6 +73,7 @@ struct Noise {
             words[j] = int64_t(w + uint64_t(int64_t(w) >> 32));
         }
         const int16_t* draws = reinterpret_cast<const int16_t*>(words);
+#pragma omp simd
         for (int64_t c = 0; c < 4 * count; ++c) factors[c] = draws[c] >= least ? kept : 0.0f;
     }
 };
@@ -91,6 +92,7 @@ void dropout(const T* x, const int64_t* keys, const int64_t* columns, int limit,
             noise.row(keys[r], width, words.data(), factors.data());
             const T* in = x + r * width;
             T* to = out + r * width;
+#pragma omp simd
             for (int64_t c = 0; c < width; ++c) to[c] = narrow<T>(widen(in[c]) * factors[c]);
         }
     }
@@ -126,6 +128,7 @@ void add_norm(const T* x, const T* residual, const int64_t* keys, const int64_t*
             const float inverse = 1.0f / std::sqrt(squares / float(width) + eps);
             moments[2 * r] = mean;
             moments[2 * r + 1] = inverse;
+#pragma omp simd
             for (int64_t c = 0; c < width; ++c) to[c] = narrow<T>((s[c] - mean) * inverse * widen(weight[c]) + widen(bias[c]));
         }
     }
@@ -156,6 +159,7 @@ void add_norm_backward(const T* gradient, const T* sum, const float* moments, co
             total /= float(width);
             along /= float(width);
             T* residual = to_residual + r * width;
+#pragma omp simd
             for (int64_t c = 0; c < width; ++c) {
                 g[c] = rounded<T>(inverse * (g[c] - total - n[c] * along));
                 residual[c] = narrow<T>(g[c]);
@@ -163,6 +167,7 @@ void add_norm_backward(const T* gradient, const T* sum, const float* moments, co
             if (!keys) continue;
             noise.row(keys[r], width, words.data(), f);
             T* x = to_x + r * width;
+#pragma omp simd
             for (int64_t c = 0; c < width; ++c) x[c] = narrow<T>(g[c] * f[c]);
         }
     }
@@ -189,7 +194,7 @@ inline float exponential(float x) {
 }
 
 constexpr int LANES = 16;  // of the widest vectors
-constexpr int BLOCK = 4;   // queries at a time
+constexpr int BLOCK = 8;   // queries at a time
 
 typedef float Lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
@@ -250,6 +255,7 @@ void copy_rows(const T* from, int64_t stride, int64_t count, int64_t depth, floa
     const int64_t whole = padded(depth);
     for (int64_t i = count * whole; i < block * whole; ++i) to[i] = 0.0f;
     for (int64_t j = 0; j < count; ++j) {
+#pragma omp simd
         for (int64_t c = 0; c < depth; ++c) to[j * whole + c] = widen(from[j * stride + c]);
         for (int64_t c = depth; c < whole; ++c) to[j * whole + c] = 0.0f;
     }
@@ -257,13 +263,17 @@ void copy_rows(const T* from, int64_t stride, int64_t count, int64_t depth, floa
 
 template <class T>
 void write_rows(const float* from, int64_t count, int64_t depth, T* to, int64_t stride) {
-    for (int64_t j = 0; j < count; ++j)
-        for (int64_t c = 0; c < depth; ++c) to[j * stride + c] = narrow<T>(from[j * padded(depth) + c]);
+    const int64_t whole = padded(depth);
+    for (int64_t j = 0; j < count; ++j) {
+#pragma omp simd
+        for (int64_t c = 0; c < depth; ++c) to[j * stride + c] = narrow<T>(from[j * whole + c]);
+    }
 }
 
 // (count, depth) to (depth, width), zero behind the last row.
 inline void transpose(const float* rows, int64_t count, int64_t depth, int64_t width, float* to) {
     for (int64_t c = 0; c < depth; ++c) {
+#pragma omp simd
         for (int64_t j = 0; j < count; ++j) to[c * width + j] = rows[j * depth + c];
         for (int64_t j = count; j < width; ++j) to[c * width + j] = 0.0f;
     }
@@ -286,11 +296,6 @@ struct Scratch {
         return taken;
     }
 };
-
-// Behind the last key a score is -infinity: its weight is 0 (10^-38, before rounding).
-inline void close(float* scores, const Head& head) {
-    for (int64_t j = head.count; j < head.width; ++j) scores[j] = -std::numeric_limits<float>::infinity();
-}
 
 // out: rows of `heads * depth`. logs: (rows of queries, heads), log of the softmax's denominator, for the backward pass.
 template <class T>
@@ -319,21 +324,22 @@ void attention(const Texts& texts, const T* queries, int64_t query_stride, const
                 products(q, head.depth, head.depth, kt, width, weights);
                 for (int64_t r = 0; r < rows; ++r) {
                     float* w = weights + r * width;
-                    close(w, head);
                     float most = w[0], sum = 0.0f;
 #pragma omp simd reduction(max : most)
-                    for (int64_t j = 0; j < width; ++j) most = w[j] > most ? w[j] : most;
+                    for (int64_t j = 0; j < width; ++j) most = j < count && w[j] > most ? w[j] : most;
 #pragma omp simd reduction(+ : sum)
                     for (int64_t j = 0; j < width; ++j) {
-                        w[j] = exponential((w[j] - most) * scaling);
+                        w[j] = j < count ? exponential((w[j] - most) * scaling) : 0.0f;
                         sum += w[j];
                     }
                     logs[(first + r) * heads + h] = most * scaling + std::log(sum);
                     const float inverse = 1.0f / sum;
                     if (texts.dropout) {
                         texts.noise.row(mixed(head.dropout, uint64_t(first + r - head.first_query)), count, scratch.words.data(), factors);
+#pragma omp simd
                         for (int64_t j = 0; j < width; ++j) w[j] *= inverse * factors[j];
                     } else {
+#pragma omp simd
                         for (int64_t j = 0; j < width; ++j) w[j] *= inverse;
                     }
                 }
@@ -369,6 +375,7 @@ void attention_backward(const Texts& texts, const T* gradient, const T* queries,
             transpose(v, count, head.depth, width, vt);
             std::memset(to_k, 0, sizeof(float) * size_t(head.depth * count));
             std::memset(to_v, 0, sizeof(float) * size_t(head.depth * count));
+#pragma omp simd
             for (int64_t j = 0; j < room; ++j) factors[j] = 1.0f;
             for (int64_t first = head.first_query; first < head.end; first += BLOCK) {
                 const int64_t rows = head.end - first < BLOCK ? head.end - first : BLOCK;
@@ -379,12 +386,13 @@ void attention_backward(const Texts& texts, const T* gradient, const T* queries,
                 for (int64_t r = 0; r < BLOCK; ++r) {
                     float *w = weights + r * width, *s = scores + r * width;
                     if (r >= rows) {  // there is no such query
+#pragma omp simd
                         for (int64_t j = 0; j < width; ++j) w[j] = s[j] = 0.0f;
                         continue;
                     }
-                    close(w, head);
                     const float log = logs[(first + r) * heads + h];
-                    for (int64_t j = 0; j < width; ++j) w[j] = exponential(w[j] * scaling - log);
+#pragma omp simd
+                    for (int64_t j = 0; j < width; ++j) w[j] = j < count ? exponential(w[j] * scaling - log) : 0.0f;
                     if (texts.dropout) texts.noise.row(mixed(head.dropout, uint64_t(first + r - head.first_query)), count, scratch.words.data(), factors);
                     float along = 0.0f;
 #pragma omp simd reduction(+ : along)
@@ -392,6 +400,7 @@ void attention_backward(const Texts& texts, const T* gradient, const T* queries,
                         s[j] *= factors[j];
                         along += s[j] * w[j];
                     }
+#pragma omp simd
                     for (int64_t j = 0; j < width; ++j) {
                         s[j] = w[j] * (s[j] - along) * scaling;
                         w[j] *= factors[j];
