@@ -63,8 +63,9 @@ def compare(workload: Workload, chosen: Sequence[str], threads: int) -> dict[str
 
 
 def flop_per_round(loaded: Loaded) -> float:
-    """What a round cannot do without: two products forward and two back (2 + 2 FLOP) for each parameter of a frozen linear layer and
-    each useful token. Attention's own products, the adapters and the head are left out.
+    """The same for all contenders: two products forward and two back (2 + 2 FLOP) for each parameter of a frozen linear layer and each
+    useful token. Attention's own products, the adapters and the head are left out; so is that a last layer whose head reads one token
+    can do with less, as this engine's does.
     """
     modules = loaded.model.named_modules()
     layers = [one for name, one in modules if isinstance(one, nn.Linear) and re.search(r"\.\d+\.", name)]  # the head has no number
@@ -165,11 +166,14 @@ def _free_port() -> int:
 
 
 def read_libraries(chosen: Sequence[str]) -> None:
-    """Let the operating system read the libraries once: else the first contender alone waits for the disk when it starts."""
+    """Let the operating system read the libraries once, and kernels be compiled that were not yet: else the first contender alone would
+    wait for that when it starts.
+    """
     modules = sorted({f"launch.contenders.{CONTENDERS[name].place[0]}" for name in chosen})
+    kernels = "" if torch.cuda.is_available() else "; from adakron.nn import native; native.load()"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     # What is wrong with them is said by the contender itself.
-    subprocess.run([sys.executable, "-c", f"import {', '.join(modules)}"], env=environment, capture_output=True, check=False)
+    subprocess.run([sys.executable, "-c", f"import {', '.join(modules)}{kernels}"], env=environment, capture_output=True, check=False)
 
 
 def product_speed(dtype: torch.dtype, threads: int) -> float:
