@@ -127,7 +127,7 @@ class EncoderLayer:
 
     def _attend(self, hidden: Tensor, row: Row, read: Row) -> tuple[Tensor, Tensor]:
         """What attention finds for the tokens of `read`, and these tokens' input."""
-        p, heads = self._part("weights_dropout").p, self._part("heads")
+        p, heads = _rate(self._part("weights_dropout")), self._part("heads")
         asking = hidden
         if read is not row:
             assert row.texts is not None
@@ -167,7 +167,7 @@ class EncoderLayer:
     def _add_norm(self, role: str, branch: Tensor, residual: Tensor) -> Tensor:
         """LayerNorm(dropout(branch) + residual)."""
         dropout = self._part(f"{role}_dropout") if f"{role}_dropout" in self._parts else None
-        norm, p = self._part(f"{role}_norm"), dropout.p if dropout is not None else 0.0
+        norm, p = self._part(f"{role}_norm"), _rate(dropout)
         if _is_plain(norm) and self._fuses((branch, residual, norm.weight), p):
             noise = fused.Noise(self._masks.token_keys(), p) if p and self._masks is not None else None
             return fused.add_norm(branch[0], residual[0], norm.weight, norm.bias, norm.eps, noise).unsqueeze(0)
@@ -200,6 +200,10 @@ class _Joined:
         first = self.weight.data_ptr()
         size = self.weight.numel() // 3 * self.weight.element_size()
         return all(layer.weight.data_ptr() == first + i * size for i, layer in enumerate(layers))
+
+
+def _rate(dropout: nn.Dropout | None) -> float:
+    return dropout.p if dropout is not None and dropout.training else 0.0
 
 
 def _is_plain(module: Any) -> bool:
