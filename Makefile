@@ -9,7 +9,7 @@ DATA_ROOT ?=
 WORKERS ?= 2
 
 VENV := .venv
-EXTRAS := quickstart,peft,nlg,test,dev
+EXTRAS := quickstart,peft,nlg,plots,test,dev
 # The checkout's path is part of it: a virtual environment does not survive being moved.
 IDENTITY := $(shell { cat setup.cfg constraints.txt pyproject.toml; echo "$(CURDIR) $(EXTRAS)"; } | cksum | cut -d ' ' -f 1)
 STAMP := $(VENV)/.installed-$(IDENTITY)
