@@ -54,7 +54,7 @@ def load() -> str | None:
     if _State.library is None and _State.problem is None:
         try:
             _State.library = _declared(ctypes.CDLL(str(_built())))
-        except (OSError, subprocess.SubprocessError) as error:
+        except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: a user without a home folder
             _State.problem = _reason(error)
     return _State.problem
 
