@@ -54,19 +54,22 @@ def fit_micro_batch(engine: TrainingEngine, passes: StepPasses, sampler: GlobalB
 
 
 def _fits_everywhere(engine: TrainingEngine, passes: StepPasses, train: EncodedSplit, rows: int) -> bool:
-    here = all(_fits(engine, passes, examples) for examples in heaviest(train, rows))
+    here = all(_fits(engine, passes, examples) for examples in tried(train, rows))
     give_back(engine.device)
     return not bool(distributed.all_reduce_max(torch.tensor(float(not here))))
 
 
-def heaviest(train: EncodedSplit, rows: int) -> list[np.ndarray]:
-    """So many examples that no micro-batch of the split takes more memory than the heavier of these: the longest, and where those
-    have not the most targets either, the ones that do.
+def tried(train: EncodedSplit, rows: int) -> list[np.ndarray]:
+    """Micro-batches of so many examples, of which the first or the second takes as much memory as any of the split: the longest, and
+    those with the most targets where others are longer. Behind them lighter ones, and the longest again, as in the steps to come:
+    what allocators keep from one fits the next badly.
     """
-    longest = np.argsort(-train.lengths, kind="stable")[:rows]
+    by_length = np.argsort(-train.lengths, kind="stable")
+    longest, others = by_length[:rows], len(train) - rows
     most = np.argsort(-train.target_counts, kind="stable")[:rows]
     alike = train.target_counts[most].sum() == train.target_counts[longest].sum()
-    return [longest] if alike else [longest, most]
+    lighter = [by_length[start : start + rows] for start in {max(0, others // 2), max(0, others)} if start]
+    return [longest, *([] if alike else [most]), *lighter, longest]
 
 
 def _fits(engine: TrainingEngine, passes: StepPasses, examples: np.ndarray) -> bool:

@@ -21,7 +21,7 @@ from adakron import distributed, weights
 from adakron.config import TrainingConfig
 from adakron.engine.ds_config import DeepSpeedSettings
 from adakron.engine.partitioning import ready_for_stage_3
-from adakron.engine.rehearsal import alone, step_bytes
+from adakron.engine.rehearsal import SPARE_BYTES, alone, step_bytes
 from adakron.engine.state import (
     KINDS,
     EngineState,
@@ -190,7 +190,8 @@ class TrainingEngine:
         step's take, and what it takes besides is held meanwhile. At ZeRO-3 the numbers that come out mean nothing.
         """
         trained = sum(shape.numel() for shape in self._shapes().values())
-        held = torch.empty(step_bytes(trained, self.settings, self._world_size), dtype=torch.uint8, device=self.device)
+        size = SPARE_BYTES + step_bytes(trained, self.settings, self._world_size)
+        held = torch.empty(size, dtype=torch.uint8, device=self.device)
         with alone(self._engine.module, self._engine.optimizer, self.settings.stage):
             yield self._engine.module
         del held

@@ -17,6 +17,11 @@ from torch import Tensor, nn
 
 from adakron.engine.ds_config import DeepSpeedSettings
 
+SPARE_BYTES = 2**28
+"""Held while a rank rehearses, for what a process takes later beside tensors and in their fragments: on a host, memory of threads (64 MiB
+each), on a GPU buffers of NCCL.
+"""
+
 
 @contextlib.contextmanager
 def alone(module: nn.Module, optimizer: Any, stage: int) -> Iterator[None]:
