@@ -68,7 +68,7 @@ def tried(train: EncodedSplit, rows: int) -> list[np.ndarray]:
     longest, others = by_length[:rows], len(train) - rows
     most = np.argsort(-train.target_counts, kind="stable")[:rows]
     alike = train.target_counts[most].sum() == train.target_counts[longest].sum()
-    lighter = [by_length[start : start + rows] for start in {max(0, others // 2), max(0, others)} if start]
+    lighter = [by_length[start : start + rows] for start in (others // 2, others) if start > 0]
     return [longest, *([] if alike else [most]), *lighter, longest]
 
 
