@@ -1,16 +1,14 @@
-"""Whether a backbone that is larger than what a rank may use trains, on hosts without a GPU.
+"""What each rank holds where a backbone trains that is larger than that, on hosts without a GPU.
 
-`MALLOC_ARENA_MAX=1 deepspeed --num_accelerators 2 --module tests.benchmarks.memory_budget WAY --limit MIB` makes a random BERT of
-16 layers of 1024 (202 million parameters, 769 MiB in fp32; the checkpoint in bf16, in files of 64 MB), imposes the limit on
-each rank (RLIMIT_DATA: private writable memory beyond that of the libraries), loads, adapts and trains four steps in fp32.
+`MALLOC_ARENA_MAX=1 deepspeed --num_accelerators 2 --module tests.benchmarks.memory_budget WAY` makes a random BERT of 16 layers of
+1024 (202 million parameters, 769 MiB in fp32; the checkpoint in bf16, in files of 64 MB), loads and adapts it, trains four steps
+in fp32 and prints for each rank the peak of the memory that only it holds (RssAnon), beyond that of the libraries.
 WAY: whole (ZeRO-2), parts (ZeRO-3, each rank keeps its share), nvme (ZeRO-3, shares in a folder, --nvme_path; needs libaio).
 """
 
 import argparse
 import multiprocessing
 import os
-import re
-import resource
 import statistics
 import tempfile
 import time
@@ -63,21 +61,10 @@ def source(way: str, nvme_path: Path) -> dict[str, Any]:
     return content
 
 
-def private_mib() -> float:
-    found = re.search(r"VmData:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found
-    return int(found[1]) / 1024
-
-
-def allow(mib: float) -> None:
-    resource.setrlimit(resource.RLIMIT_DATA, (int(mib * 2**20), resource.RLIM_INFINITY))
-
-
 def main(arguments: Sequence[str], world: World) -> None:
     """Measure one way."""
     parser = argparse.ArgumentParser()
     parser.add_argument("way", choices=("whole", "parts", "nvme"))
-    parser.add_argument("--limit", type=int, help="MiB per rank")
     parser.add_argument("--nvme_path", type=Path, default=Path(tempfile.gettempdir()))
     parser.add_argument("--local_rank", type=int)  # the launcher adds it
     given = parser.parse_args(arguments)
@@ -92,9 +79,6 @@ def main(arguments: Sequence[str], world: World) -> None:
     values = ds_config.RunValues(micro_batch=2, accumulation=1, world_size=world.world_size, max_grad_norm=1.0)
     settings = ds_config.resolve(source(given.way, given.nvme_path), values)
     before = held()
-    start = private_mib()
-    if given.limit is not None:  # transformers maps all files at once; their pages can be given back, but the limit counts them
-        allow(start + given.limit + sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 2**20)
     with Peak() as loading:
         base = backbone.load_backbone(
             ModelConfig(model_name_or_path=str(folder)),
@@ -106,8 +90,6 @@ def main(arguments: Sequence[str], world: World) -> None:
         models.adapt(base.model, AdapterConfig(), seed=0, new_parameters=base.new_parameters)
         groups = trainable.trainable_groups(base.model, 0.0)
         engine = TrainingEngine(base.model, groups, settings, TrainingConfig(max_steps=STEPS), total_steps=STEPS, device=device)
-    if given.limit is not None:
-        allow(start + given.limit)
     losses, seconds = [], []
     generator = torch.Generator().manual_seed(world.rank)
     with Peak() as training:
@@ -119,7 +101,7 @@ def main(arguments: Sequence[str], world: World) -> None:
             seconds.append(time.perf_counter() - started)
             losses.append(round(float(loss.detach()), 6))
     line = (
-        f"{given.way}, rank {world.rank}, limit {given.limit} MiB: peak while loading +{loading.mib - before:.0f} MiB, of training"
+        f"{given.way}, rank {world.rank}: peak while loading +{loading.mib - before:.0f} MiB, of training"
         f" +{training.mib - before:.0f}, {statistics.median(seconds):.2f} s a step, losses {losses}"
     )
     for shown in distributed.all_gather_object(line):
