@@ -3,11 +3,13 @@
 PYTHON ?= python3
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+# The folder of bench's data: it holds sst2/ and mrpc/, each with train.jsonl and validation.jsonl.
+DATA_ROOT ?=
 # Test processes side by side. Launched tests start up to two ranks, each a core and about a gigabyte.
 WORKERS ?= 2
 
 VENV := .venv
-EXTRAS := quickstart,peft,nlg,test,dev
+EXTRAS := quickstart,peft,nlg,plots,test,dev
 # The checkout's path is part of it: a virtual environment does not survive being moved.
 IDENTITY := $(shell { cat setup.cfg constraints.txt pyproject.toml; echo "$(CURDIR) $(EXTRAS)"; } | cksum | cut -d ' ' -f 1)
 STAMP := $(VENV)/.installed-$(IDENTITY)
@@ -37,8 +39,8 @@ test-cluster: $(STAMP) ## the tests on a Slurm cluster of 4 hosts, made here (ro
 	@python -m tests.cluster.parts
 	@python -m pytest -m cluster tests/cluster $(PYTEST_ARGS)
 
-bench: $(STAMP) ## speed and memory beside other trainers' (BENCH_ARGS="--task_name sst2 --data_dir DIR --precision bf16")
-	python launch/bench.py $(BENCH_ARGS)
+bench: $(STAMP) ## speed and memory beside other trainers' (DATA_ROOT=DIR holds sst2/ and mrpc/; or BENCH_ARGS="--task_name sst2 --data_dir DIR")
+	python launch/bench.py $(or $(BENCH_ARGS),--suite --data_root "$(DATA_ROOT)")
 
 check: $(STAMP) ## lint, format, types, import layers
 	ruff check .

@@ -95,12 +95,14 @@ def parameter_report(model: nn.Module, info: AdaptedModelInfo) -> ParameterRepor
 
 
 def trainable_groups(model: nn.Module, weight_decay: float, vectors: Collection[str] = ()) -> list[dict[str, Any]]:
-    """Optimizer groups of all parameters that train: matrices with weight decay, biases and norm weights without.
+    """Optimizer groups of all parameters that train: matrices with weight decay, biases and norm weights without; without decay one.
 
     vectors: names of parameters to treat as vectors though they have two dimensions.
     Norm weights are vectors, and so is every bias but that of a stack of experts. A group without parameters is left out:
     DeepSpeed cannot partition it.
     """
+    if weight_decay == 0.0:  # DeepSpeed reduces, flattens and steps group by group
+        return [{"params": [parameter for parameter in model.parameters() if parameter.requires_grad], "weight_decay": 0.0}]
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():

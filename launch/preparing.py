@@ -21,6 +21,7 @@ from adakron.engine.ds_config import DeepSpeedSettings
 from adakron.errors import ConfigError
 from adakron.launcher import World
 from adakron.log import get_logger
+from adakron.nn import native
 from adakron.passes import BeforePass
 from adakron.placement import some_of
 from adakron.run_lock import check_unlocked
@@ -113,6 +114,8 @@ def prepare(config: RunConfig, world: World) -> Prepared:
     if isinstance(unpadding, str):
         logger.info("padding is computed: %s", unpadding)
         unpadding = None
+    if config.training.kernels == "auto" and device.type == "cpu" and (problem := native.load()):
+        logger.info("kernels are torch's: %s", problem)
     if config.training.gradient_checkpointing:
         models.checkpoint_activations(attached.model, attached.router, masks, unpadding)
     encoded = {name: _encoded(task, name, base.tokenizer, config.data.max_seq_length) for name in splits}

@@ -27,9 +27,9 @@ MAY_CHANGE: Mapping[str, frozenset[str]] = {
     "training": frozenset({
         "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "max_hours", "do_train", "do_eval", "do_predict",
         "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "global_batch_size",
-        "gradient_checkpointing", "unpad", "bf16", "fp16", "logging_steps", "logging_dir", "eval_strategy", "eval_steps", "save_strategy",
-        "save_steps", "save_total_limit", "merge_experts", "disable_tqdm", "timeout_minutes", "on_nonfinite", "deterministic",
-        "verify_batch_invariance", "auto_micro_batch",
+        "gradient_checkpointing", "unpad", "kernels", "bf16", "fp16", "logging_steps", "logging_dir", "eval_strategy", "eval_steps",
+        "save_strategy", "save_steps", "save_total_limit", "merge_experts", "disable_tqdm", "timeout_minutes", "on_nonfinite",
+        "deterministic", "verify_batch_invariance", "auto_micro_batch",
     }),
     # Where the same data and backbone lie now does not matter: their contents are compared.
     "data": frozenset({*DATA_FILES, "max_predict_samples"}),

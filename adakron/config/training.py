@@ -57,6 +57,10 @@ class TrainingConfig(Settings):
     unpad: Literal["auto", "no"] = flag(
         "auto", "Train encoders without computing their padding, where the architecture allows it (docs/performance.md); no: never."
     )
+    kernels: Literal["auto", "torch"] = flag(
+        "auto",
+        "On a CPU, compute what stands between matrix products by kernels compiled at first use (docs/performance.md); torch: never.",
+    )
     bf16: bool | None = flag(None, 'Train in bfloat16, where the JSON says {"bf16": {"enabled": "auto"}}.')
     fp16: bool | None = flag(None, 'Train in float16, where the JSON says {"fp16": {"enabled": "auto"}}.')
     seed: int = flag(42, "Seed of initialisation, data order and dropout.")

@@ -14,6 +14,7 @@ from adakron.nn.dropout import DropoutMasks, TableDropout
 from adakron.nn.kronecker import FactorOrder, kronecker_product
 from adakron.nn.projection import Projection, ScoreInit
 from adakron.nn.routing import Router
+from adakron.nn.rows import Row
 
 __all__ = [
     "ACTIVATIONS",
@@ -25,6 +26,7 @@ __all__ = [
     "FactorOrder",
     "Projection",
     "Router",
+    "Row",
     "ScoreInit",
     "TableDropout",
     "adapter_parameter_count",

@@ -61,7 +61,7 @@ def draws(row_keys: Tensor, width: int) -> Tensor:
 
     A draw depends on its row's key and its column alone, so a row that is longer begins with the same draws.
     """
-    words = row_keys[..., None] ^ _column_keys(-(-width // DRAWS_PER_WORD), row_keys.device)
+    words = row_keys[..., None] ^ column_keys(width, row_keys.device)
     # torch shifts int64 arithmetically. Adding the high half with its sign loses no bit, as a xor with it would. Sums and products
     # with constants alone would keep the difference of two words; w(2w + 1) does not, and is one to one.
     words.mul_(signed(_WORD))
@@ -89,6 +89,24 @@ def threshold(probability: float) -> int:
     return share - 2 ** (DRAW_BITS - 1)
 
 
+def share_kept(limit: int) -> float:
+    """The share of draws that are at least a limit of `threshold`."""
+    return 1.0 - (limit + 2 ** (DRAW_BITS - 1)) / 2**DRAW_BITS
+
+
+def column_keys(width: int, device: torch.device) -> Tensor:
+    """The keys of the words of rows of that many columns; a row's key and a word's are what the word is made from."""
+    # The same for all rows, so made once and kept; doubled when a longer row comes.
+    count = -(-width // DRAWS_PER_WORD)
+    kept = _columns.get(device)
+    if kept is None or len(kept) < count:
+        # Whole vectors of words, which kernels read also behind the last column.
+        size = max(-(-count // 256) * 256, 2 * len(kept) if kept is not None else 256)
+        kept = torch.from_numpy(mixed_array(_COLUMNS, np.arange(size))).to(device)
+        _columns[device] = kept
+    return kept[:count]
+
+
 def uniform(key: int) -> float:
     """A number in [0, 1) from a key."""
     return mixed(key, 0) / 2**64
@@ -107,13 +125,3 @@ def _finalize(z: Tensor) -> Tensor:
     z = (z ^ ((z >> 30) & (2**34 - 1))) * signed(_FIRST)
     z = (z ^ ((z >> 27) & (2**37 - 1))) * signed(_SECOND)
     return z ^ ((z >> 31) & (2**33 - 1))
-
-
-def _column_keys(count: int, device: torch.device) -> Tensor:
-    # The same for all rows, so made once and kept; doubled when a longer row comes.
-    kept = _columns.get(device)
-    if kept is None or len(kept) < count:
-        size = max(count, 2 * len(kept) if kept is not None else 256)
-        kept = torch.from_numpy(mixed_array(_COLUMNS, np.arange(size))).to(device)
-        _columns[device] = kept
-    return kept[:count]

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adakron.errors import ConfigError
-from adakron.nn import counters
+from adakron.nn import counters, native
 
 _ROWS, _SHARED = 0, 1  # first counter below the seed: masks of examples, and draws that all rows of a step share
 
@@ -117,6 +117,20 @@ class DropoutMasks:
             keys = counters.mixed_tensor(keys, size)
         return keys
 
+    def token_keys(self) -> Tensor:
+        """The keys of the tokens that stand in one row, (N,) on the host: of the next dropout of the pass, (N, D). By a kernel."""
+        assert self._pass is not None and self.places is not None
+        call, self._calls = self._calls, self._calls + 1
+        out = torch.empty_like(self.places)
+        native.call("row_keys", None, self._pass.keys, call, self.places, self._pass.tokens, out, len(out))
+        return out
+
+    def text_keys(self) -> Tensor:
+        """The keys of the pass's texts, (B,) on the host: of the next dropout of attention's weights, (B, H, T, T)."""
+        assert self._pass is not None
+        call, self._calls = self._calls, self._calls + 1
+        return counters.mixed_with(self._pass.keys, call)
+
     def _on(self, device: torch.device) -> Tensor:
         assert self._pass is not None
         if self._keys is None or self._keys.device != device:
@@ -139,9 +153,18 @@ class DropoutMasks:
 
 def _noise(row_keys: Tensor, p: float, like: Tensor) -> Tensor:
     limit = counters.threshold(p)
-    kept = 1.0 - (limit + 2 ** (counters.DRAW_BITS - 1)) / 2**counters.DRAW_BITS
     noise = torch.empty(like.shape, dtype=like.dtype, device=like.device)
-    return counters.at_least(row_keys, limit, noise).mul_(1.0 / kept)
+    return counters.at_least(row_keys, limit, noise).mul_(1.0 / counters.share_kept(limit))
+
+
+def _drop(x: Tensor, row_keys: Tensor, p: float) -> Tensor:
+    if not (native.takes(x) and row_keys.shape == x.shape[:-1]):
+        return _noise(row_keys, p, x).mul_(x)
+    limit, width = counters.threshold(p), x.shape[-1]
+    out = torch.empty(x.shape, dtype=x.dtype)
+    noise = row_keys.contiguous(), counters.column_keys(width, x.device), limit, 1.0 / counters.share_kept(limit)
+    native.call("dropout", x.dtype, x.contiguous(), *noise, out, row_keys.numel(), width)
+    return out
 
 
 class _Dropped(torch.autograd.Function):
@@ -151,12 +174,12 @@ class _Dropped(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, row_keys: Tensor, p: float) -> Tensor:
         ctx.save_for_backward(row_keys)
         ctx.p = p
-        return _noise(row_keys, p, x).mul_(x)
+        return _drop(x, row_keys, p)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (row_keys,) = ctx.saved_tensors
-        return _noise(row_keys, ctx.p, gradient).mul_(gradient), None, None
+        return _drop(gradient, row_keys, ctx.p), None, None
 
 
 class TableDropout(nn.Module):

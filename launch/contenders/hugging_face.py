@@ -1,17 +1,21 @@
 """transformers' Trainer with PEFT: dynamic padding, batches of similar lengths."""
 
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import datasets
+import numpy as np
 import torch
 from peft import LoKrConfig, LoraConfig, TaskType, get_peft_model
-from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
+from transformers import DataCollatorWithPadding, EvalPrediction, Trainer, TrainerCallback, TrainingArguments
 
 from adakron import models
 from adakron.weights import DTYPES
 from launch.contenders.pace import Pace
-from launch.contenders.workload import Workload, load
+from launch.contenders.phases import Phases
+from launch.contenders.workload import EVALUATION_BATCH, Loaded, Workload, load, rows
 
 
 def lora(workload: Workload, pace: Pace) -> None:
@@ -52,14 +56,35 @@ def _train(workload: Workload, pace: Pace, config: Any, *, cast: bool = False) -
     model: Any = get_peft_model(loaded.model, config)
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
-            folder, per_device_train_batch_size=workload.batch, num_train_epochs=workload.rounds + 1, learning_rate=workload.learning_rate,
+            folder, per_device_train_batch_size=workload.batch, num_train_epochs=workload.passes, learning_rate=workload.learning_rate,
             warmup_steps=round(0.06 * workload.total_steps), bf16=workload.precision == "bf16", fp16=workload.precision == "fp16",
             train_sampling_strategy="group_by_length", logging_steps=10, save_strategy="no", report_to="none", disable_tqdm=True,
-            seed=workload.seed, use_cpu=not torch.cuda.is_available(),
+            seed=workload.seed, use_cpu=not torch.cuda.is_available(), per_device_eval_batch_size=EVALUATION_BATCH,
         )  # fmt: skip
         trainer = Trainer(
-            model, arguments, DataCollatorWithPadding(loaded.tokenizer), datasets.Dataset.from_list(loaded.rows),
-            callbacks=[_Turns(pace)],
+            model, arguments, DataCollatorWithPadding(loaded.tokenizer), datasets.Dataset.from_list(rows(loaded.train)),
+            compute_metrics=_accuracy, callbacks=[_Turns(pace)],
         )  # fmt: skip
+        pace.instrument = partial(_instrument, trainer)
         trainer.train()
         pace.end_round()
+        pace.evaluation(lambda: _scoring(trainer, loaded))
+
+
+def _instrument(trainer: Trainer, phases: Phases) -> None:
+    """The Trainer fetches a step's batch behind the step before."""
+    for owner, name, phase in (
+        (trainer, "get_batch_samples", "data"), (trainer, "_prepare_inputs", "data"), (trainer, "compute_loss", "forward"),
+        (trainer.accelerator, "backward", "backward"), (trainer, "_clip_grad_norm", "optimizer"), (trainer.optimizer, "step", "optimizer"),
+        (trainer.lr_scheduler, "step", "optimizer"), (trainer, "_maybe_log_save_evaluate", "log"),
+    ):  # fmt: skip
+        phases.wrap(owner, name, phase)
+
+
+def _scoring(trainer: Trainer, loaded: Loaded) -> Callable[[], object]:
+    assert loaded.validation is not None
+    return partial(trainer.evaluate, datasets.Dataset.from_list(rows(loaded.validation)))
+
+
+def _accuracy(prediction: EvalPrediction) -> dict[str, float]:
+    return {"accuracy": float((np.argmax(prediction.predictions, -1) == prediction.label_ids).mean())}
