@@ -117,6 +117,14 @@ class StepPasses:
             total = {name: total[name] + tensor if total else tensor for name, tensor in part.items()}
         return total
 
+    def rehearse(self, examples: np.ndarray) -> None:
+        """Forward and backward of one micro-batch, for the memory it takes: on this rank alone, whatever happens on others, and
+        nothing of the run's state changes.
+        """
+        with self._engine.rehearsing() as model:
+            loss_sum, disagreement_sum = self._sums(ForwardPass(self._engine.global_step, 0, 0, examples), self._losses(model))
+            self._engine.gradient_of(loss_sum + self._loss.consistency_weight * disagreement_sum, len(examples))
+
     def targets(self, batch: GlobalBatch) -> int:
         """Valid targets of a global step, on all ranks."""
         return int(self._train.target_counts[batch.examples].sum())

@@ -15,6 +15,7 @@ from adakron.data.sampler import GlobalBatch, GlobalBatchSampler
 from adakron.engine.engine import TrainingEngine
 from adakron.errors import NumericalError
 from adakron.evaluator import Evaluator, best_metric_name, evaluation_prefix, greater_is_better
+from adakron.fitting import MicroBatchFit, fit_micro_batch
 from adakron.heartbeat import Heartbeat
 from adakron.invariance import verify_batch_invariance
 from adakron.metrics import MetricRecorder
@@ -123,6 +124,10 @@ class Trainer:
         self._recorder.restore(unlogged)
         self._log.spikes.load_state(spikes)
         self._nonfinite.skipped = snapshot.train.nonfinite_steps
+
+    def fit_micro_batch(self) -> MicroBatchFit:
+        """Take smaller micro-batches where memory asks for it: `fitting.fit_micro_batch`. All ranks together, before `run`."""
+        return fit_micro_batch(self._engine, self._passes, self._sampler, self._train)
 
     def run(self) -> TrainResult:
         """Train to the last step. All ranks together. What `boundary` raises passes through; `save` keeps what there is then."""

@@ -4,9 +4,8 @@ import difflib
 import errno
 from collections.abc import Iterable
 
-import torch
-
 from adakron.errors import AdaKronError
+from adakron.memory import is_out_of_memory
 from adakron.redaction import printable, redact, shortened
 
 _SHOWN_PROBLEMS = 20
@@ -42,10 +41,14 @@ def paragraph(error: AdaKronError | str) -> str:
 
 def explained(error: BaseException) -> str | None:
     """A sentence for what the machine refused (a full disk, memory, a name), with the remedy; None for every other exception."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return f"the GPU's memory is full ({_first_line(error)}); lower --per_device_train_batch_size or --max_seq_length, or use ZeRO-3"
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)):
-        return f"the memory of this machine is full ({_first_line(error)}); use a smaller model, batch or file, or another machine"
+    if is_out_of_memory(error):
+        whose = (
+            "the memory of this machine" if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error) else "the GPU's memory"
+        )
+        return (
+            f"{whose} is full ({_first_line(error)}); in training lower --per_device_train_batch_size, or let --auto_micro_batch find one"
+            " that fits (docs/memory.md); elsewhere use a smaller batch, model or file, or another machine"
+        )
     if isinstance(error, OSError) and error.errno in _REMEDIES:
         names = " and ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
         place = f"{names}: " if names else ""

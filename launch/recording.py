@@ -12,6 +12,7 @@ from typing import Any
 from adakron import run_folder
 from adakron.config import DATA_FILES, RunConfig
 from adakron.engine.ds_config import DeepSpeedSettings
+from adakron.fitting import MicroBatchFit
 from adakron.log import get_logger
 from adakron.metrics import JsonLinesSink, TensorBoardSink
 from adakron.redaction import redact_arguments, redact_values
@@ -89,6 +90,12 @@ def claim_folder(
     (folder / run_folder.STOPPED_FILE).unlink(missing_ok=True)
     run_folder.remove_partials(folder)
     return folder
+
+
+def record_micro_batch(folder: Path, fit: MicroBatchFit) -> None:
+    """Add to run.json what --auto_micro_batch found. Rank 0 only."""
+    record = {**run_folder.read_run(folder), "micro_batch": dataclasses.asdict(fit)}
+    run_folder.write_json(folder / run_folder.RUN_FILE, record)
 
 
 def mark_stopped(folder: Path, asked: str, step: int, total_steps: int) -> None:

@@ -29,7 +29,7 @@ MAY_CHANGE: Mapping[str, frozenset[str]] = {
         "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "global_batch_size",
         "gradient_checkpointing", "unpad", "kernels", "bf16", "fp16", "logging_steps", "logging_dir", "eval_strategy", "eval_steps",
         "save_strategy", "save_steps", "save_total_limit", "merge_experts", "disable_tqdm", "timeout_minutes", "on_nonfinite",
-        "deterministic", "verify_batch_invariance",
+        "deterministic", "verify_batch_invariance", "auto_micro_batch",
     }),
     # Where the same data and backbone lie now does not matter: their contents are compared.
     "data": frozenset({*DATA_FILES, "max_predict_samples"}),

@@ -41,7 +41,7 @@ from launch.checks import evaluates
 from launch.evidence import RunEvidence
 from launch.preparing import Prepared, prepare
 from launch.program import execute, refuse_idle_tasks
-from launch.recording import claim_folder, collect_results, mark_stopped, metric_sinks, write_results
+from launch.recording import claim_folder, collect_results, mark_stopped, metric_sinks, record_micro_batch, write_results
 from launch.replaying import asks_for_replay, run_replay
 from launch.saving import Saver
 from launch.summary import summary_table
@@ -152,6 +152,8 @@ def _train(run: Prepared, world: World, agreement: StopAgreement, held: contextl
         trainer.resume(resumption.saved.snapshot, saved=resumption.in_place)
     try:
         with contextlib.closing(recorder):  # what a run that fails last measured is what one wants to see
+            if training.auto_micro_batch and trainer.step < trainer.total_steps:
+                _fit_micro_batch(run, trainer, folder)
             result = trainer.run()
             scores = result.scores if result.scores is not None or not evaluates(run.config) else trainer.evaluate()
         saver.wait()
@@ -166,6 +168,15 @@ def _train(run: Prepared, world: World, agreement: StopAgreement, held: contextl
         raise StopRequest(resuming.stopped_message(str(stop), trainer, folder)) from None
     memory = float(distributed.all_reduce_max(torch.tensor(peak_memory_mib(run.device))))
     distributed.on_rank_0(lambda: _report(run, folder, result, scores, predictions, memory=memory, wall=time.perf_counter() - started))
+
+
+def _fit_micro_batch(run: Prepared, trainer: Trainer, folder: Path) -> None:
+    fit = trainer.fit_micro_batch()
+    distributed.on_rank_0(lambda: record_micro_batch(folder, fit))
+    if fit.taken != fit.asked and (run.attached.router is not None or run.config.training.dropout_masks == "framework"):
+        logger.warning(
+            "experts or dropout are drawn by micro-batch here, so results are those of --per_device_train_batch_size %d", fit.taken
+        )
 
 
 def _write_adapter(run: Prepared, saver: Saver, folder: Path, result: TrainResult) -> None:

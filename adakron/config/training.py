@@ -33,6 +33,11 @@ class TrainingConfig(Settings):
         "Examples of one optimizer step on all ranks together, however many there are; the accumulation follows, and"
         " per_device_train_batch_size is the most of one forward pass.",
     )
+    auto_micro_batch: bool = flag(
+        False,
+        "Where per_device_train_batch_size does not fit into memory, halve it until it does, before training; the step keeps its examples"
+        " and accumulation follows (docs/memory.md).",
+    )
     num_train_epochs: float = flag(3.0, "Passes over the training split.")
     max_steps: int = flag(-1, "Optimizer steps in all; wins over num_train_epochs when positive.")
     learning_rate: float = flag(1e-3, "Peak learning rate.")

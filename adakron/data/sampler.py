@@ -35,8 +35,8 @@ def epoch_order(examples: int, seed: int, epoch: int) -> np.ndarray:
 class GlobalBatchSampler:
     """Deals the examples of an epoch out to optimizer steps, micro-batches and ranks.
 
-    lengths: (examples,) in tokens. micro_batch: examples per forward pass and rank, at most. global_batch: examples per step; the
-    last one of an epoch takes what is left.
+    lengths: (examples,) in tokens. micro_batch: examples per forward pass and rank, at most; what is dealt out later goes by what it is
+    then. global_batch: examples per step; the last one of an epoch takes what is left.
     """
 
     def __init__(self, lengths: np.ndarray, *, micro_batch: int, global_batch: int, world_size: int = 1, rank: int = 0, seed: int = 0):
@@ -52,6 +52,17 @@ class GlobalBatchSampler:
         """Optimizer steps per epoch, the last partial one included."""
         return -(-len(self.lengths) // self.global_batch)
 
+    def rounds(self, examples: int) -> int:
+        """Micro-batches of each rank in a step of so many examples."""
+        return -(-examples // (self.micro_batch * self.world_size))
+
+    @property
+    def most_rows(self) -> int:
+        """Examples of the largest micro-batch of any step and rank."""
+        last = len(self.lengths) % self.global_batch
+        sizes = [self.global_batch, last] if len(self.lengths) > self.global_batch else [len(self.lengths)]
+        return max(-(-size // (self.rounds(size) * self.world_size)) for size in sizes if size)
+
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[GlobalBatch]:
         """The global batches of an epoch, from first_step on."""
         order = epoch_order(len(self.lengths), self.seed, epoch)
@@ -62,8 +73,7 @@ class GlobalBatchSampler:
     def _share(self, examples: np.ndarray) -> tuple[np.ndarray, ...]:
         # Longest first: a step that does not fit into memory fails at its first micro-batch.
         by_length = examples[np.argsort(-self.lengths[examples], kind="stable")]
-        rounds = -(-len(examples) // (self.micro_batch * self.world_size))
-        chunks = np.array_split(by_length, rounds * self.world_size)
+        chunks = np.array_split(by_length, self.rounds(len(examples)) * self.world_size)
         return tuple(chunks[self.rank :: self.world_size])
 
 

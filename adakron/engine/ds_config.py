@@ -174,8 +174,9 @@ def _check_scalars(config: dict[str, Any], problems: list[str]) -> None:
         if place.get(key) is not None and place[key] not in dtypes:
             problems.append(f'"{key}" is {place[key]!r}; it must be one of {", ".join(dtypes)}')
     for key, value in config["zero_optimization"].items():
-        if key.endswith("bucket_size") and (isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value <= 2**40):
-            problems.append(f'"zero_optimization.{key}" is {value!r}; it must be a number of elements, from 1 to 2^40')
+        least = 0 if key == "stage3_prefetch_bucket_size" else 1  # 0: nothing is fetched ahead
+        if key.endswith("bucket_size") and (isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= 2**40):
+            problems.append(f'"zero_optimization.{key}" is {value!r}; it must be a number of elements, from {least} to 2^40')
 
 
 _ROUNDED = "weights or gradients are rounded to 8 bits on their way between ranks, so numbers depend on how many there are"

@@ -21,6 +21,7 @@ from adakron import distributed, weights
 from adakron.config import TrainingConfig
 from adakron.engine.ds_config import DeepSpeedSettings
 from adakron.engine.partitioning import ready_for_stage_3
+from adakron.engine.rehearsal import SPARE_BYTES, alone, step_bytes
 from adakron.engine.state import (
     KINDS,
     EngineState,
@@ -158,7 +159,7 @@ class TrainingEngine:
     def gradient_of(self, loss_sum: Tensor, global_targets: int) -> dict[str, Tensor]:
         """What `backward` would add, by parameter name, whole and in fp32, of this rank alone; nothing is accumulated.
 
-        Only inside `without_accumulating`, all ranks together. See `backward` for the arguments.
+        Only inside `without_accumulating`, all ranks together, or `rehearsing`. See `backward` for the arguments.
         """
         # Autograd hands these gradients out, so the hooks that give them to DeepSpeed never run.
         scale = self.loss_scale
@@ -182,6 +183,18 @@ class TrainingEngine:
             if self.settings.stage == 3:
                 # As behind a backward pass of its own: the next forward pass starts a new walk through the partitioned modules.
                 self._engine.optimizer._get_param_coordinator().reset_step()
+
+    @contextlib.contextmanager
+    def rehearsing(self) -> Iterator[nn.Module]:
+        """As `without_accumulating`, for passes that this rank makes by itself and that may run out of memory: they take what a
+        step's take, and what it takes besides is held meanwhile. At ZeRO-3 the numbers that come out mean nothing.
+        """
+        trained = sum(shape.numel() for shape in self._shapes().values())
+        size = SPARE_BYTES + step_bytes(trained, self.settings, self._world_size)
+        held = torch.empty(size, dtype=torch.uint8, device=self.device)
+        with alone(self._engine.module, self._engine.optimizer, self.settings.stage):
+            yield self._engine.module
+        del held
 
     def step(self, *, again: bool = False) -> bool:
         """Reduce, clip, update, advance the schedule. False, on all ranks, where the gradient is not finite: the step was then

@@ -50,12 +50,14 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
     )  # fmt: skip
 
 
-def save_tiny_bert(folder: Path, *, dropout: float = 0.0, seed: int = 0, num_layers: int = 2, hidden_size: int = 32) -> Path:
+def save_tiny_bert(
+    folder: Path, *, dropout: float = 0.0, seed: int = 0, num_layers: int = 2, hidden_size: int = 32, positions: int = 64
+) -> Path:
     """A random BERT with its own word-level tokenizer, as transformers saves them."""
     torch.manual_seed(seed)
     config = BertConfig(
         vocab_size=len(SPECIAL + WORDS), hidden_size=hidden_size, num_hidden_layers=num_layers, num_attention_heads=4, intermediate_size=64,
-        max_position_embeddings=64, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout, pad_token_id=0,
+        max_position_embeddings=positions, hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout, pad_token_id=0,
     )  # fmt: skip
     BertForSequenceClassification(config).bert.save_pretrained(folder)
     word_tokenizer().save_pretrained(folder)
