@@ -197,9 +197,13 @@ class _Joined:
 
     def holds(self, *layers: nn.Linear) -> bool:
         """Whether they still are its parts: a model that is moved or cast gets other tensors."""
-        first = self.weight.data_ptr()
-        size = self.weight.numel() // 3 * self.weight.element_size()
-        return all(layer.weight.data_ptr() == first + i * size for i, layer in enumerate(layers))
+        return _is_dealt_out(self.weight, [layer.weight for layer in layers]) and _is_dealt_out(self.bias, [layer.bias for layer in layers])
+
+
+def _is_dealt_out(whole: Tensor, parts: Sequence[Tensor]) -> bool:
+    """Whether each part is in memory what `chunk` makes of the whole."""
+    size = whole.numel() // len(parts) * whole.element_size()
+    return all(part.data_ptr() == whole.data_ptr() + i * size for i, part in enumerate(parts))
 
 
 def _rate(dropout: nn.Dropout | None) -> float:
@@ -208,7 +212,9 @@ def _rate(dropout: nn.Dropout | None) -> float:
 
 def _is_plain(module: Any) -> bool:
     """Whether a module is what its class says and nothing watches it: then its weights may be used in its place."""
-    if type(module) not in (nn.Linear, nn.LayerNorm) or module._forward_hooks or module._forward_pre_hooks:
+    if type(module) not in (nn.Linear, nn.LayerNorm) or "forward" in vars(module):
+        return False
+    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
         return False
     parameters = list(module._parameters.values())
     return all(one is not None and not one.requires_grad and one.numel() for one in parameters)

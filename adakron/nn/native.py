@@ -7,6 +7,7 @@ import ctypes
 import hashlib
 import os
 import shlex
+import shutil
 import subprocess
 import tempfile
 from importlib import resources
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from adakron.atomic import publish
+from adakron.errors import ConfigError
 
 TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 """Of the tensors that kernels take, and how a kernel's name ends."""
@@ -54,7 +56,8 @@ def load() -> str | None:
     if _State.library is None and _State.problem is None:
         try:
             _State.library = _declared(ctypes.CDLL(str(_built())))
-        except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: a user without a home folder
+        # AttributeError: a library without the functions. RuntimeError: a user without a home folder.
+        except (AttributeError, ConfigError, OSError, RuntimeError, subprocess.SubprocessError) as error:
             _State.problem = _reason(error)
     return _State.problem
 
@@ -85,7 +88,7 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
 
 
 def _built() -> Path:
-    compiler = shlex.split(os.environ.get("CXX") or "g++")
+    compiler = _compiler()
     source = resources.files(__package__).joinpath("csrc", "kernels.cpp").read_bytes()
     # Home folders are shared by machines of several kinds: what `native` means here is part of the name.
     target = _said(*compiler, "-march=native", "-Q", "--help=target") + _said(*compiler, "--version")
@@ -99,7 +102,20 @@ def _built() -> Path:
             text.write_bytes(source)
             with publish(library) as partial:
                 _said(*compiler, *_FLAGS, str(text), "-o", str(partial))
+                if not partial.is_file():
+                    raise ConfigError(f"{compiler[0]} made no library (name a compiler in $CXX)")
     return library
+
+
+def _compiler() -> list[str]:
+    named = os.environ.get("CXX", "")
+    try:
+        words = shlex.split(named) or ["g++"]
+    except ValueError as error:
+        raise ConfigError(f"$CXX is {named}, which is no command line ({error}); quote it as for a shell") from error
+    if shutil.which(words[0]) is None:
+        raise ConfigError(f"no compiler {words[0]} (install g++, or name one in $CXX)")
+    return words
 
 
 def _said(*command: str) -> bytes:
@@ -107,9 +123,9 @@ def _said(*command: str) -> bytes:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, FileNotFoundError):
-        return f"no compiler {error.filename} (install g++, or name one in $CXX)"
     if isinstance(error, subprocess.CalledProcessError):
         lines = error.stderr.decode(errors="replace").strip().splitlines()
-        return f"{error.cmd[0]} failed: {lines[0] if lines else f'exit code {error.returncode}'}"
+        # The first lines may only say which file includes which.
+        said = next((line for line in lines if "error" in line), lines[0] if lines else f"exit code {error.returncode}")
+        return f"{error.cmd[0]} failed: {said}"
     return str(error)

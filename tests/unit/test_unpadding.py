@@ -112,6 +112,37 @@ def test_rows_have_few_lengths_and_where_they_would_not_be_shorter_the_rectangle
     assert_same(found, step(model, unpadded=False))
 
 
+def _replaces_bias(layer: torch.nn.Linear) -> None:
+    layer.bias = torch.nn.Parameter(layer.bias.detach() + 1.0, requires_grad=False)
+
+
+def _wraps_forward(layer: torch.nn.Linear) -> None:
+    inner = layer.forward
+    layer.forward = lambda x: inner(x) + 1.0
+
+
+def _watches_gradient(layer: torch.nn.Linear) -> None:
+    layer.register_full_backward_hook(lambda module, to_input, to_output: (2 * to_input[0],))
+
+
+@pytest.mark.parametrize("change", [_replaces_bias, _wraps_forward, _watches_gradient])
+def test_what_is_done_to_a_linear_layer_between_steps_counts(change):
+    """Queries, keys and values are one matrix product from the first step on, while nothing stands in its way."""
+    found = []
+    for unpadded in (False, True):
+        model = tiny_model("bert", attn_implementation="sdpa", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).train()
+        adapt(model, ADAPTER, seed=1)
+        if unpadded:
+            assert isinstance(unpad(model, None), Unpadding)
+        model(**tiny_batch())
+        change(model.get_submodule("bert.encoder.layer.1.attention.self.value"))
+        logits = model(**tiny_batch()).logits
+        torch.nn.functional.cross_entropy(logits, torch.tensor([0, 1, 0])).backward()
+        gradients = {name: one.grad for name, one in model.named_parameters() if one.grad is not None}
+        found.append(Step(logits.detach(), gradients, []))
+    assert_same(found[1], found[0])
+
+
 def test_two_models_of_a_process_do_not_meet():
     models = [tiny_model("bert", attn_implementation="sdpa").train() for _ in range(2)]
     plain = tiny_model("bert", attn_implementation="sdpa")

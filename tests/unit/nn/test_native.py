@@ -1,12 +1,14 @@
 """Compiling, keeping and finding kernels; what is said where that cannot be."""
 
 import re
+import shutil
 import stat
 from pathlib import Path
 
 import pytest
 import torch
 
+from adakron.errors import ConfigError
 from adakron.nn import native
 
 
@@ -67,11 +69,43 @@ def test_a_cache_that_cannot_be_written_is_a_reason(own_cache, tmp_path):
     assert problem is not None and str(own_cache.parent) in problem
 
 
+@pytest.mark.parametrize(
+    ("compiler", "message"),
+    [
+        ('g++ "', "which is no command line"),
+        ("true", "true made no library"),
+        ("without_functions", "undefined symbol: adakron_"),
+        ("talkative", "failed: kernels.cpp:1: error: no such type"),
+    ],
+)
+def test_whatever_cxx_names_torch_computes_and_the_reason_is_said(own_cache, monkeypatch, tmp_path, compiler, message):
+    """Words no shell takes, what compiles nothing, a library without kernels, errors behind a list of includes."""
+    empty = 'case "$*" in *-shared*) while [ "$1" != -o ]; do shift; done; echo "int x;" | exec g++ -xc++ - -shared -fPIC -o "$2";; esac'
+    scripts = {
+        "without_functions": empty,
+        "talkative": 'echo "In file included from kernels.cpp" >&2; echo "kernels.cpp:1: error: no such type" >&2; exit 1',
+    }
+    if compiler == "without_functions" and shutil.which("g++") is None:
+        pytest.skip("no compiler")
+    monkeypatch.setenv("CXX", str(script(tmp_path / "compiler", scripts[compiler])) if compiler in scripts else compiler)
+    problem = native.load()
+    assert problem is not None and message in problem, problem
+    assert not native.takes(torch.zeros(1))
+
+
+def test_a_cache_that_cannot_be_made_is_not_taken_for_the_compiler(monkeypatch):
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", "/proc/nowhere")
+    problem = native.load()
+    if problem is not None and "no compiler g++" in problem:
+        pytest.skip(problem)
+    assert problem is not None and "/proc/nowhere" in problem and "compiler" not in problem
+
+
 def test_a_broken_library_is_a_reason(own_cache):
     try:
         library = native._built()
-    except FileNotFoundError:
-        pytest.skip("no compiler")
+    except ConfigError as error:
+        pytest.skip(str(error))
     library.unlink()
     library.write_text("not a library")
     problem = native.load()
