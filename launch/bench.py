@@ -85,6 +85,11 @@ def _check(options: argparse.Namespace) -> None:
     problems = [f"--{name} is {number}; it must be at least 1" for name, number in numbers.items() if number is not None and number < 1]
     if options.json and not Path(options.json).parent.is_dir():
         problems.append(f"--json is {options.json}, and there is no folder {Path(options.json).parent}; make it, or name another file")
+    problems += [
+        f"--{name} is {file}, which is a folder; name a file in it"
+        for name, file in (("json", options.json), ("plot", options.plot))
+        if file and Path(file).is_dir()
+    ]
     if options.model_size and options.model_name_or_path:
         problems.append("--model_size and --model_name_or_path both choose the backbone; drop one of them")
     idle = [f"--{name}" for name in (OF_ONE if options.suite else OF_SUITE) if getattr(options, name) is not None]

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from adakron.errors import ConfigError
+from adakron.launcher import read_world
+from launch import bench
 from launch.contenders import CONTENDERS, plot, suite, tables, targets
 from launch.contenders.workload import Workload
 
@@ -115,6 +117,15 @@ def test_a_plot_needs_matplotlib_a_folder_and_a_suffix(tmp_path: Path, monkeypat
         plot.check_plot(tmp_path / "none" / "bars.png")
     with pytest.raises(ConfigError, match=r"needs matplotlib.*adakron\[plots\]"):
         plot.check_plot(tmp_path / "bars.png")
+
+
+@pytest.mark.parametrize("flag", ["json", "plot"])
+def test_a_folder_in_a_files_place_is_said_before_anything_is_measured(flag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "there.png").mkdir()
+    for name in ("compare", "check_plot"):
+        monkeypatch.setattr(bench, name, lambda *_: pytest.fail("measured"))
+    with pytest.raises(ConfigError, match=f"--{flag} is .*there.png, which is a folder; name a file in it"):
+        bench.main([f"--{flag}", str(tmp_path / "there.png")], read_world({}))
 
 
 @pytest.mark.parametrize("suffix", plot.SUFFIXES)
