@@ -100,7 +100,7 @@ def _has_devices(name: str) -> bool:
     return not torch.cuda.is_available() or torch.cuda.device_count() >= CONTENDERS[name].ranks
 
 
-def markdown(result: Mapping[str, Any]) -> list[str]:
+def report(result: Mapping[str, Any]) -> list[str]:
     """The whole document."""
     first = next(iter(result["cases"].values()))["machine"]
     lines = [

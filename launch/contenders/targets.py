@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from launch.contenders.tables import OURS, markdown, of_the_limit, ratio
+from launch.contenders.tables import OURS, markdown_table, of_the_limit, ratio
 
 Found = Callable[[Mapping[str, Any]], float | None]
 """A number from the result of a case; None where that was not measured."""
@@ -69,4 +69,4 @@ def table(judged: list[dict[str, Any]]) -> list[str]:
         ]
         for one in judged
     ]  # fmt: skip
-    return markdown(["case", "target", "measured", ""], rows)
+    return markdown_table(["case", "target", "measured", ""], rows)
