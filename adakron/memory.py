@@ -4,8 +4,8 @@ import gc
 
 import torch
 
-_SAID = ("DefaultCPUAllocator: can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
-"""What a RuntimeError says where the host's allocator, or cuBLAS for itself, got no memory."""
+_SAID = ("DefaultCPUAllocator: can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""What a RuntimeError says where the host's allocator, the CUDA driver (for a kernel's code), or cuBLAS for itself, got no memory."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -95,7 +95,8 @@ def parameter_report(model: nn.Module, info: AdaptedModelInfo) -> ParameterRepor
 
 
 def trainable_groups(model: nn.Module, weight_decay: float, vectors: Collection[str] = ()) -> list[dict[str, Any]]:
-    """Optimizer groups of all parameters that train: matrices with weight decay, biases and norm weights without; without decay one.
+    """Optimizer groups of all parameters that train: matrices with weight decay, biases and norm weights without it. A weight_decay
+    of 0 makes one group of all.
 
     vectors: names of parameters to treat as vectors though they have two dimensions.
     Norm weights are vectors, and so is every bias but that of a stack of experts. A group without parameters is left out:

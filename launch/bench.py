@@ -30,7 +30,7 @@ from launch.contenders import CONTENDERS, DEFAULT, tables
 from launch.contenders.measuring import compare, read_libraries
 from launch.contenders.plot import check_plot, draw
 from launch.contenders.sizes import SIZES, save_backbone
-from launch.contenders.suite import CASES, DEFAULT_FILE, markdown, run_suite
+from launch.contenders.suite import CASES, DEFAULT_FILE, report, run_suite
 from launch.contenders.workload import Workload
 from launch.program import execute, refuse_launcher
 
@@ -133,7 +133,7 @@ def _suite(options: argparse.Namespace, plot: Path | None) -> None:
     file.parent.mkdir(exist_ok=True)
     with contextlib.redirect_stdout(sys.stderr):
         result = run_suite(options.cases or [*CASES], options.data_root or "", options.threads, _numbers(options), file)
-    print("\n".join([*markdown(result), "", f"Every number: {file}"]))
+    print("\n".join([*report(result), "", f"Every number: {file}"]))
     if plot is not None:
         draw(result["cases"], plot)
 

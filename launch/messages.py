@@ -42,9 +42,8 @@ def paragraph(error: AdaKronError | str) -> str:
 def explained(error: BaseException) -> str | None:
     """A sentence for what the machine refused (a full disk, memory, a name), with the remedy; None for every other exception."""
     if is_out_of_memory(error):
-        whose = (
-            "the memory of this machine" if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error) else "the GPU's memory"
-        )
+        on_host = isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error)
+        whose = "the memory of this machine" if on_host else "the GPU's memory"
         return (
             f"{whose} is full ({_first_line(error)}); in training lower --per_device_train_batch_size, or let --auto_micro_batch find one"
             " that fits (docs/memory.md); elsewhere use a smaller batch, model or file, or another machine"

@@ -35,8 +35,8 @@ def epoch_order(examples: int, seed: int, epoch: int) -> np.ndarray:
 class GlobalBatchSampler:
     """Deals the examples of an epoch out to optimizer steps, micro-batches and ranks.
 
-    lengths: (examples,) in tokens. micro_batch: examples per forward pass and rank, at most; what is dealt out later goes by what it is
-    then. global_batch: examples per step; the last one of an epoch takes what is left.
+    lengths: (examples,) in tokens. micro_batch: examples per forward pass and rank, at most; it may be changed between steps. global_batch:
+    examples per step; the last one of an epoch takes what is left.
     """
 
     def __init__(self, lengths: np.ndarray, *, micro_batch: int, global_batch: int, world_size: int = 1, rank: int = 0, seed: int = 0):

@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from adakron import distributed, weights
 from adakron.config import TrainingConfig
 from adakron.engine.ds_config import DeepSpeedSettings
+from adakron.engine.optimizer import ClippingAdamW, check_groups, schedule_factor, warmup_steps
 from adakron.engine.partitioning import ready_for_stage_3
 from adakron.engine.rehearsal import SPARE_BYTES, alone, step_bytes
 from adakron.engine.state import (
@@ -34,29 +35,10 @@ from adakron.engine.state import (
     scatter,
 )
 from adakron.engine.upstream import quiet_initialisation, ready_deepspeed
-from adakron.errors import ConfigError, NumericalError
+from adakron.errors import NumericalError
 
 MOST_SKIPS_IN_A_ROW = 40
 """fp16's dynamic loss scale starts at 2^16 or above and halves at each overflow: healthy runs skip far fewer steps in a row."""
-
-
-def schedule_factor(kind: str, step: int, warmup: int, total: int) -> float:
-    """Learning rate of a step relative to its peak; step counts from 0.
-
-    A linear rise over the first `warmup` steps (the first step's rate is then 0, as in transformers' schedules), then
-    constant, linear to 0 at `total`, or half a cosine to 0 at `total`.
-    """
-    if step < warmup:
-        return step / max(1, warmup)
-    if kind == "constant":
-        return 1.0
-    done = min(1.0, (step - warmup) / max(1, total - warmup))
-    return 1.0 - done if kind == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
-
-
-def warmup_steps(training: TrainingConfig, total: int) -> int:
-    """Warm-up in steps: warmup_steps where positive, else warmup_ratio of all steps, rounded up as transformers does."""
-    return training.warmup_steps if training.warmup_steps > 0 else math.ceil(total * training.warmup_ratio)
 
 
 class TrainingEngine:
@@ -77,7 +59,7 @@ class TrainingEngine:
         total_steps: int,
         device: torch.device,
     ):
-        _check_groups(model, groups)
+        check_groups(model, groups)
         self.settings = settings
         self.device = device
         self.global_step = 0
@@ -87,7 +69,7 @@ class TrainingEngine:
         ready_deepspeed(device)
         if settings.stage == 3:
             ready_for_stage_3(model, weights.DTYPES[settings.precision], device)
-        kind_of_optimizer = _ClippingAdamW if settings.stage == 0 else AdamW
+        kind_of_optimizer = ClippingAdamW if settings.stage == 0 else AdamW
         optimizer = kind_of_optimizer(
             [dict(group) for group in groups],
             lr=training.learning_rate,
@@ -95,9 +77,9 @@ class TrainingEngine:
             eps=training.adam_epsilon,
             weight_decay=training.weight_decay,
         )
-        if isinstance(optimizer, _ClippingAdamW):
+        if isinstance(optimizer, ClippingAdamW):
             optimizer.limit = training.max_grad_norm
-        self._stage0 = optimizer if isinstance(optimizer, _ClippingAdamW) else None
+        self._stage0 = optimizer if isinstance(optimizer, ClippingAdamW) else None
         warmup = warmup_steps(training, total_steps)
         kind = training.lr_scheduler_type
         scheduler = LambdaLR(optimizer, lambda step: schedule_factor(kind, step, warmup, total_steps))
@@ -186,8 +168,8 @@ class TrainingEngine:
 
     @contextlib.contextmanager
     def rehearsing(self) -> Iterator[nn.Module]:
-        """As `without_accumulating`, for passes that this rank makes by itself and that may run out of memory: they take what a
-        step's take, and what it takes besides is held meanwhile. At ZeRO-3 the numbers that come out mean nothing.
+        """As `without_accumulating`, for passes that this rank makes by itself and that may run out of memory. They need as much of it
+        as those of a step, and what a step needs besides them is held meanwhile. At ZeRO-3 their numbers mean nothing.
         """
         trained = sum(shape.numel() for shape in self._shapes().values())
         size = SPARE_BYTES + step_bytes(trained, self.settings, self._world_size)
@@ -283,40 +265,3 @@ class TrainingEngine:
                 # At stage 3 the whole parameter is gathered here, and rank 0's copy is what all ranks have afterwards.
                 if parameter.numel():
                     parameter.copy_(tensors[name].to(parameter.device, parameter.dtype))
-
-
-class _ClippingAdamW(AdamW):
-    """What DeepSpeed's optimizers do at the other stages and not at stage 0: report the gradient's norm, clip, and skip a step
-    whose gradient is not finite.
-
-    limit: of the global L2 norm; 0 never clips. norm: of the last step's gradient, before clipping. overflow: whether the last
-    step was skipped; DeepSpeed's engine looks for this name.
-    """
-
-    limit: float = 0.0
-    norm: Tensor | None = None
-    overflow: bool = False
-
-    def step(self, closure: Any = None) -> Any:
-        """Gradients are reduced by now, so every rank decides alike."""
-        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
-        self.norm = nn.utils.get_total_norm(gradients)
-        # The host waits for the norm, as in DeepSpeed's own stages: a poisoned update cannot be taken back.
-        self.overflow = not bool(torch.isfinite(self.norm))
-        if self.overflow:
-            return None
-        nn.utils.clip_grads_with_norm_([p for group in self.param_groups for p in group["params"]], self.limit or math.inf, self.norm)
-        return super().step(closure)
-
-
-def _check_groups(model: nn.Module, groups: Sequence[Mapping[str, Any]]) -> None:
-    given = [id(p) for group in groups for p in group["params"]]
-    training = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
-    if not training:
-        raise ConfigError("nothing trains: no parameter of the model requires a gradient; adapt the model before building the engine")
-    if len(given) != len(set(given)) or set(given) != set(training):
-        missing = [name for key, name in training.items() if key not in set(given)]
-        raise ConfigError(
-            f"the optimizer's groups must hold exactly the trainable parameters, each once; got {len(given)} for {len(training)}, "
-            f"missing {missing[:5]}"
-        )

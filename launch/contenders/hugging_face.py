@@ -57,7 +57,7 @@ def _train(workload: Workload, pace: Pace, config: Any, *, cast: bool = False) -
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             folder, per_device_train_batch_size=workload.batch, num_train_epochs=workload.passes, learning_rate=workload.learning_rate,
-            warmup_steps=round(0.06 * workload.total_steps), bf16=workload.precision == "bf16", fp16=workload.precision == "fp16",
+            warmup_steps=workload.warmup_steps, bf16=workload.precision == "bf16", fp16=workload.precision == "fp16",
             train_sampling_strategy="group_by_length", logging_steps=10, save_strategy="no", report_to="none", disable_tqdm=True,
             seed=workload.seed, use_cpu=not torch.cuda.is_available(), per_device_eval_batch_size=EVALUATION_BATCH,
         )  # fmt: skip

@@ -132,7 +132,7 @@ def _scoring(loaded: Loaded, pad: Callable[..., dict[str, Tensor]], context: Cal
 
 def _optimizer(groups: list[dict[str, Any]], workload: Workload) -> tuple[AdamW, LambdaLR]:
     optimizer = AdamW(groups, lr=workload.learning_rate)
-    return optimizer, get_linear_schedule_with_warmup(optimizer, round(0.06 * workload.total_steps), workload.total_steps)
+    return optimizer, get_linear_schedule_with_warmup(optimizer, workload.warmup_steps, workload.total_steps)
 
 
 def _update(trained: list[nn.Parameter], optimizer: AdamW, schedule: LambdaLR) -> None:

@@ -1,4 +1,4 @@
-"""Taking turns: a contender waits at the begin of every round until it is its turn, and reports how long the round took."""
+"""Taking turns: a contender waits at the beginning of every round until it is its turn, and reports how long the round took."""
 
 import os
 import time
@@ -43,7 +43,7 @@ class Pace:
         self._start_seconds = 0.0
         self.phases = Phases()
         self.instrument: Callable[[Phases], None] = lambda phases: None
-        """Called at the begin of the traced round; wraps what belongs to a phase."""
+        """Called at the beginning of the traced round; wraps what belongs to a phase."""
 
     def before_step(self) -> None:
         """A step begins. At the border of two rounds this waits."""

@@ -66,6 +66,6 @@ class Phases:
         """In milliseconds: the whole "step", each phase over the steps that had it, and the "rest", what no phase has of a step."""
         if not self._steps:
             return {}
-        rests = [2 * step["step"] - sum(step.values()) for step in self._steps]
+        rests = [2 * step["step"] - sum(step.values()) for step in self._steps]  # the sum has the whole step in it, too
         found = {name: [step[name] for step in self._steps if name in step] for name in ("step", *PHASES)} | {"rest": rests}
         return {name: 1e3 * statistics.median(seconds) for name, seconds in found.items() if seconds}

@@ -6,7 +6,7 @@ from typing import Any
 
 from adakron.errors import ConfigError
 from launch.contenders import CONTENDERS
-from launch.contenders.tables import number, samples_per_second
+from launch.contenders.tables import OURS, number, samples_per_second
 
 SUFFIXES = (".png", ".svg")
 
@@ -35,9 +35,7 @@ def draw(results: Mapping[str, Mapping[str, Any]], file: Path) -> None:
     panels = figure.subplots(len(speeds), 1, squeeze=False, height_ratios=heights)[:, 0]
     for panel, (title, one) in zip(panels, speeds.items(), strict=True):
         names = [CONTENDERS[name].name for name in reversed(one)]
-        bars = panel.barh(
-            names, [*reversed(one.values())], color=["tab:orange" if name == "adakron" else "tab:blue" for name in reversed(one)]
-        )
+        bars = panel.barh(names, [*reversed(one.values())], color=["tab:orange" if name == OURS else "tab:blue" for name in reversed(one)])
         panel.bar_label(bars, labels=[number(speed) for speed in reversed(one.values())], padding=3)
         panel.margins(x=0.1)
         panel.set(title=title, xlabel="samples/s" if panel is panels[-1] else "")

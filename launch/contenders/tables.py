@@ -60,7 +60,7 @@ def speeds(result: Mapping[str, Any]) -> list[str]:
             CONTENDERS[name].name, number(examples / median), _spread(seconds), f"{useful / median:,.0f}",
             f"{100 * (of_the_limit(result, name) or 0):.0f} %", f"{one['peak_memory'] / 2**20:,.0f} MiB", _ratio(ratio(result, name)),
         ])  # fmt: skip
-    return markdown(["", "samples/s", "spread", "useful tokens/s", "of the limit", "peak memory", "this engine is faster by"], rows)
+    return markdown_table(["", "samples/s", "spread", "useful tokens/s", "of the limit", "peak memory", "this engine is faster by"], rows)
 
 
 def phases(result: Mapping[str, Any]) -> list[str]:
@@ -71,7 +71,7 @@ def phases(result: Mapping[str, Any]) -> list[str]:
         found = [f"{one['phases_ms'][phase]:,.1f}" if phase in one["phases_ms"] else "-" for phase in ("step", *PHASES, "rest")]
         rows.append([CONTENDERS[name].name, *found, f"{one['start_seconds']:.1f}"])
     heads = ["ms of a step", "whole", "data", "forward", "backward", "reduce, optimizer", "log", "rest", "start to first step, s"]
-    return markdown(heads, rows)
+    return markdown_table(heads, rows)
 
 
 def evaluation(result: Mapping[str, Any]) -> list[str]:
@@ -84,7 +84,7 @@ def evaluation(result: Mapping[str, Any]) -> list[str]:
         ]
         for name, seconds in _by_median(result, "evaluation_seconds")
     ]  # fmt: skip
-    return markdown(["", "samples/s", "spread", "this engine is faster by"], rows)
+    return markdown_table(["", "samples/s", "spread", "this engine is faster by"], rows)
 
 
 def _by_median(result: Mapping[str, Any], what: str) -> list[tuple[str, list[float]]]:
@@ -99,7 +99,7 @@ def _spread(seconds: Sequence[float]) -> str:
 
 
 def number(value: float) -> str:
-    """In three digits or more."""
+    """Rounded to whole numbers, or to three digits below 100."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
@@ -107,7 +107,7 @@ def _ratio(found: float | None) -> str:
     return f"{found:.2f}" if found is not None else ""
 
 
-def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A table."""
+def markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table, in lines."""
     head, *body = (f"| {' | '.join(row)} |".replace("|  |", "| |") for row in (heads, *rows))
     return [head, "|" + "---|" * len(heads), *body]

@@ -1,6 +1,7 @@
 """The work that all contenders do: one model, one set of examples, one recipe."""
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,9 @@ from launch.arguments import DEFAULT_DEEPSPEED, parse_train
 
 DEEPSPEED = {"bf16": "zero2.json", "fp32": "zero2_fp32.json", "fp16": "zero2_fp16.json"}
 
+WARMUP_RATIO = 0.06
+"""Of all steps, as the published recipes have it."""
+
 EVALUATION_BATCH = 64
 """Examples of a forward pass when a split is scored: the default of launch/train.py."""
 
@@ -25,9 +29,9 @@ class Workload:
     """Numbers of one comparison.
 
     task_name, data_dir, model: as flags of launch/train.py have them; model None is the packaged MiniLM. examples: of the training
-    split, from its begin. rounds: timed passes over them; one more comes before, untimed, and one behind, in which the phases of steps
+    split, from its beginning. rounds: timed passes over them; one more comes before, untimed, and one behind, in which the phases of steps
     are measured. precision: fp32, bf16 or fp16. batch: examples of a step, on all ranks. evaluation_examples: of the validation split,
-    from its begin, to score in as many rounds; 0: none. model_size: of `sizes.SIZES`, where the model is a random one of that size.
+    from its beginning, to score in as many rounds; 0: none. model_size: of `sizes.SIZES`, where the model is a random one of that size.
     """
 
     task_name: str
@@ -56,6 +60,11 @@ class Workload:
         return self.steps_per_round * self.passes
 
     @property
+    def warmup_steps(self) -> int:
+        """Of all optimizer steps, rounded as this engine does."""
+        return math.ceil(WARMUP_RATIO * self.total_steps)
+
+    @property
     def passes(self) -> int:
         """Over the examples: the one that warms up, the timed ones, the traced one."""
         return self.rounds + 2
@@ -74,7 +83,7 @@ class Workload:
             "per_device_train_batch_size": -(-self.batch // ranks), "global_batch_size": self.batch,
             "per_device_eval_batch_size": EVALUATION_BATCH, "max_eval_samples": max(1, self.evaluation_examples),
             "max_train_samples": self.examples, "max_steps": self.total_steps,
-            "learning_rate": self.learning_rate, "bottleneck_dim": self.bottleneck_dim, "seed": self.seed, "warmup_ratio": 0.06,
+            "learning_rate": self.learning_rate, "bottleneck_dim": self.bottleneck_dim, "seed": self.seed, "warmup_ratio": WARMUP_RATIO,
         }  # fmt: skip
         for name, number in numbers.items():
             given += [f"--{name}", str(number)]

@@ -46,6 +46,7 @@ CURVES: dict[str, tuple[int, ...]] = {
     "stage": (0, 1, 2, 3),
     "ranks": (1, 2),
 }
+LABELS = {"hidden": "hidden size", "bottleneck": "bottleneck K", "tokens": "tokens of a text", "stage": "ZeRO stage"}
 BATCH = 16
 
 
@@ -81,18 +82,28 @@ def measure(point: Point, threads: int) -> dict[str, float]:
 
 def draw(curves: dict[str, dict[str, dict[str, float]]], file: Path) -> None:
     """A panel for each curve: time on the left, memory on the right."""
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12.0, 6.0), layout="constrained")
-    for panel, (name, points) in zip(figure.subplots(2, 4).flat, curves.items(), strict=False):
+    panels = list(figure.subplots(2, 4).flat)
+    for panel, (name, points) in zip(panels, curves.items(), strict=False):
         x = [int(value) for value in points]
-        panel.plot(x, [one["ms"] for one in points.values()], "o-", color="tab:blue")
-        panel.set(xlabel=name, ylabel="ms per step", ylim=(0, None))
+        if max(x) >= 16 * min(x) > 0:
+            panel.set_xscale("log", base=2)
+        time = panel.plot(x, [one["ms"] for one in points.values()], "o-", color="tab:blue", label="ms per step")
+        panel.set(xlabel=LABELS.get(name, name), ylim=(0, 1.15 * max(one["ms"] for one in points.values())))
         right = panel.twinx()
-        right.plot(x, [one["mib"] for one in points.values()], "s--", color="tab:orange")
-        right.set(ylabel="peak MiB of a rank", ylim=(0, None))
-        panel.set_xticks(x)
-    figure.savefig(file)
+        memory = right.plot(x, [one["mib"] for one in points.values()], "s--", color="tab:orange", label="peak MiB of a rank")
+        right.set(ylim=(0, 1.15 * max(one["mib"] for one in points.values())))
+        panel.set_xticks(x, x, minor=False)
+        panel.minorticks_off()
+        lines = [*time, *memory]
+    for panel in panels[len(curves) :]:
+        panel.axis("off")
+    panels[-1].legend(handles=lines, loc="center")
+    with rc_context({"svg.hashsalt": "curves"}):  # the same bytes for the same numbers
+        figure.savefig(file, metadata={"Date": None} if file.suffix == ".svg" else None)
 
 
 def main() -> None:

@@ -4,15 +4,19 @@
 1024 (202 million parameters, 769 MiB in fp32; the checkpoint in bf16, in files of 64 MB), loads and adapts it, trains four steps
 in fp32 and prints for each rank the peak of the memory that only it holds (RssAnon), beyond that of the libraries.
 WAY: whole (ZeRO-2), parts (ZeRO-3, each rank keeps its share), nvme (ZeRO-3, shares in a folder, --nvme_path; needs libaio).
+--limit_mib imposes what each rank may hold from then on, by a memory cgroup of its own (root, cgroup v1 or v2): the kernel kills one that
+needs more.
 """
 
 import argparse
+import contextlib
 import multiprocessing
 import os
+import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,23 +65,31 @@ def source(way: str, nvme_path: Path) -> dict[str, Any]:
     return content
 
 
-def main(arguments: Sequence[str], world: World) -> None:
-    """Measure one way."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("way", choices=("whole", "parts", "nvme"))
-    parser.add_argument("--nvme_path", type=Path, default=Path(tempfile.gettempdir()))
-    parser.add_argument("--local_rank", type=int)  # the launcher adds it
-    given = parser.parse_args(arguments)
-    device = distributed.select_device(world, os.environ)
-    distributed.form_group(world, device)
-    folder = Path(distributed.broadcast_object(tempfile.mkdtemp() if world.rank == 0 else None))
-    if world.rank == 0:  # in a process of its own, whose memory goes with it
-        maker = multiprocessing.get_context("spawn").Process(target=save_model, args=(folder,))
-        maker.start()
-        maker.join()
-    distributed.barrier()
-    values = ds_config.RunValues(micro_batch=2, accumulation=1, world_size=world.world_size, max_grad_norm=1.0)
-    settings = ds_config.resolve(source(given.way, given.nvme_path), values)
+@contextlib.contextmanager
+def limited(mib: int | None, rank: int) -> Iterator[None]:
+    """Inside, memory that this process begins to hold, beside files that can be read again, is at most so much."""
+    if mib is None:
+        yield
+        return
+    root = Path("/sys/fs/cgroup/memory")
+    setting = "memory.limit_in_bytes" if root.is_dir() else "memory.max"
+    root = root if root.is_dir() else root.parent
+    mine = next(
+        line.rsplit(":", 1)[1] for line in Path("/proc/self/cgroup").read_text().splitlines() if ":memory:" in line or line[:3] == "0::"
+    )
+    group = root / f"adakron-{os.getpid()}-{rank}"
+    group.mkdir()
+    try:
+        (group / setting).write_text(str(mib * 2**20))
+        (group / "cgroup.procs").write_text(str(os.getpid()))
+        yield
+    finally:
+        (root / mine.lstrip("/") / "cgroup.procs").write_text(str(os.getpid()))
+        group.rmdir()
+
+
+def measured(way: str, folder: Path, settings: ds_config.DeepSpeedSettings, world: World, device: torch.device) -> str:
+    """Load, adapt, train; what that took."""
     before = held()
     with Peak() as loading:
         base = backbone.load_backbone(
@@ -85,7 +97,7 @@ def main(arguments: Sequence[str], world: World) -> None:
             auto_class="AutoModelForSequenceClassification",
             options={"num_labels": 2},
             seed=0,
-            partitioned=partitioned_loading(settings, device) if given.way != "whole" else None,
+            partitioned=partitioned_loading(settings, device) if way != "whole" else None,
         )
         models.adapt(base.model, AdapterConfig(), seed=0, new_parameters=base.new_parameters)
         groups = trainable.trainable_groups(base.model, 0.0)
@@ -100,13 +112,37 @@ def main(arguments: Sequence[str], world: World) -> None:
             engine.step()
             seconds.append(time.perf_counter() - started)
             losses.append(round(float(loss.detach()), 6))
-    line = (
-        f"{given.way}, rank {world.rank}: peak while loading +{loading.mib - before:.0f} MiB, of training"
-        f" +{training.mib - before:.0f}, {statistics.median(seconds):.2f} s a step, losses {losses}"
+    return (
+        f"peak while loading +{loading.mib - before:.0f} MiB, of training +{training.mib - before:.0f},"
+        f" {statistics.median(seconds):.2f} s a step, losses {losses}"
     )
+
+
+def main(arguments: Sequence[str], world: World) -> None:
+    """Measure one way."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("way", choices=("whole", "parts", "nvme"))
+    parser.add_argument("--nvme_path", type=Path, default=Path(tempfile.gettempdir()))
+    parser.add_argument("--limit_mib", type=int, help="Of each rank. Default: none.")
+    parser.add_argument("--local_rank", type=int)  # the launcher adds it
+    given = parser.parse_args(arguments)
+    device = distributed.select_device(world, os.environ)
+    distributed.form_group(world, device)
+    folder = Path(distributed.broadcast_object(tempfile.mkdtemp() if world.rank == 0 else None))
+    if world.rank == 0:  # in a process of its own, whose memory goes with it
+        maker = multiprocessing.get_context("spawn").Process(target=save_model, args=(folder,))
+        maker.start()
+        maker.join()
+    distributed.barrier()
+    values = ds_config.RunValues(micro_batch=2, accumulation=1, world_size=world.world_size, max_grad_norm=1.0)
+    settings = ds_config.resolve(source(given.way, given.nvme_path), values)
+    with limited(given.limit_mib, world.rank):
+        line = f"{given.way}, rank {world.rank}: {measured(given.way, folder, settings, world, device)}"
     for shown in distributed.all_gather_object(line):
         if world.rank == 0:
             print(shown, flush=True)
+    if world.rank == 0:
+        shutil.rmtree(folder)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
          " forget the first of two backwards"),
         ("skipped_steps_count", [1, False], "TrainingEngine counts global_step itself: DeepSpeed's global_steps counts skipped steps"),
         ("bf16_sums_in_bf16", ["torch.bfloat16"] * 2, "ds_config writes grad_accum_dtype and communication_data_type out"),
-        ("no_grad_norm_at_stage0", True, "TrainingEngine clips and measures the norm itself at stage 0 (_ClippingAdamW)"),
+        ("no_grad_norm_at_stage0", True, "TrainingEngine clips and measures the norm itself at stage 0 (ClippingAdamW)"),
         ("unknown_keys", "", "ds_config refuses keys that DeepSpeed does not know: DeepSpeed ignores them"),
         ("bucket_default", 500_000_000, "ds_config sets bucket sizes: DeepSpeed's hold 5e8 elements"),
         ("shared_memory_operator", True, "upstream.ready_deepspeed switches the shared-memory operator off: it would be compiled"),

@@ -64,8 +64,19 @@ def test_one_example_too_large_is_an_error_and_other_errors_pass():
         fit(Memory(0), 32)
     with pytest.raises(RuntimeError, match="shape"):
         fit(Memory(4, RuntimeError("shape '[2]' is invalid")), 32)
-    assert fit(Memory(4, MemoryError()), 32)[0].taken == 4
-    assert fit(Memory(4, RuntimeError("DefaultCPUAllocator: can't allocate memory: you")), 32)[0].taken == 4
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you"),
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"),
+    ],
+)
+def test_memory_runs_out_with_several_exceptions(error):
+    assert fit(Memory(4, error), 32)[0].taken == 4
 
 
 def test_the_longest_and_those_with_the_most_targets_come_first():

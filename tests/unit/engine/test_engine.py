@@ -7,7 +7,8 @@ from transformers import get_constant_schedule_with_warmup, get_cosine_schedule_
 
 from adakron.config import TrainingConfig
 from adakron.engine.ds_config import RunValues, resolve
-from adakron.engine.engine import TrainingEngine, schedule_factor, warmup_steps
+from adakron.engine.engine import TrainingEngine
+from adakron.engine.optimizer import schedule_factor, warmup_steps
 from adakron.errors import ConfigError
 
 

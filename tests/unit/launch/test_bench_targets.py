@@ -96,7 +96,7 @@ def test_every_target_has_what_it_needs_in_the_suite() -> None:
         for name, case in suite.CASES.items()
     }
     assert None not in judged(measured).values()
-    document = "\n".join(suite.markdown({"cases": measured, "targets": [target.judge(measured) for target in targets.TARGETS]}))
+    document = "\n".join(suite.report({"cases": measured, "targets": [target.judge(measured) for target in targets.TARGETS]}))
     assert all(f"## {name}" in document for name in suite.CASES)
 
 
