@@ -132,7 +132,7 @@ class EncoderLayer:
         if read is not row:
             assert row.texts is not None
             asking = hidden.index_select(1, row.texts[:-1].to(hidden.device))
-        parts = self._queries_keys_values(asking, hidden)
+        parts = self._queries_keys_values(asking, read, hidden, row)
         queries, keys, values = fused.side_by_side(parts)
         scaling = float((queries.shape[-1] // heads) ** -0.5)
         if row.texts is not None and self._fuses(parts, p):
@@ -151,11 +151,14 @@ class EncoderLayer:
         attended = found.transpose(1, 2).flatten(2)
         return (row.take(attended) if read is row else attended.transpose(0, 1)), asking
 
-    def _queries_keys_values(self, asking: Tensor, hidden: Tensor) -> tuple[Tensor, ...]:
+    def _queries_keys_values(self, asking: Tensor, read: Row, hidden: Tensor, row: Row) -> tuple[Tensor, ...]:
         """Of `asking` the queries, of `hidden` the rest: one matrix of all, or of keys and values, where one product can make it."""
         query, key, value = (self._part(role) for role in ("query", "key", "value"))
         if not all(map(_is_plain, (query, key, value))):
-            return query(asking), key(hidden), value(hidden)
+            self._narrow(read)  # what stands around the queries may drop
+            queries = query(asking)
+            self._narrow(row)
+            return queries, key(hidden), value(hidden)
         if self._joined is None or not self._joined.holds(query, key, value):
             self._joined = _Joined.of(query, key, value)
         weight, bias = self._joined.weight, self._joined.bias

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, inject_adapter_in_model
 
 from adakron.config import AdapterConfig
 from adakron.models import adapt, checkpoint_activations
@@ -136,6 +137,25 @@ def test_what_is_done_to_a_linear_layer_between_steps_counts(change):
             assert isinstance(unpad(model, None), Unpadding)
         model(**tiny_batch())
         change(model.get_submodule("bert.encoder.layer.1.attention.self.value"))
+        logits = model(**tiny_batch()).logits
+        torch.nn.functional.cross_entropy(logits, torch.tensor([0, 1, 0])).backward()
+        gradients = {name: one.grad for name, one in model.named_parameters() if one.grad is not None}
+        found.append(Step(logits.detach(), gradients, []))
+    assert_same(found[1], found[0])
+
+
+def test_dropout_around_the_queries_is_that_of_a_padded_batch():
+    """The last layer asks for the first tokens alone."""
+    found = []
+    for unpadded in (False, True):
+        model = tiny_model("bert", attn_implementation="sdpa")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            inject_adapter_in_model(LoraConfig(target_modules=["query"], lora_dropout=0.3, init_lora_weights=False), model)
+        masks = mask_dropout(model, seed=5)
+        assert not unpadded or isinstance(unpad(model, masks), Unpadding)
+        model.train()
+        masks.training_pass(3, 0, np.array([10, 11, 12]))
         logits = model(**tiny_batch()).logits
         torch.nn.functional.cross_entropy(logits, torch.tensor([0, 1, 0])).backward()
         gradients = {name: one.grad for name, one in model.named_parameters() if one.grad is not None}
