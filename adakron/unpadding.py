@@ -1,7 +1,7 @@
 """Encoders that compute no padding: inside the stack of layers all tokens of a micro-batch stand in one row, and nothing else does.
 
 Linear layers, norms, dropout and adapters work on tokens one by one, so they do not need the padding that makes a rectangle of
-examples. Attention is the one place where tokens meet: there the rectangle is made for the moment, and its padding masked as ever.
+examples. Attention is the one place where tokens meet: it sees every text by itself, by a kernel or in a rectangle made for the moment.
 Embeddings before the stack and the head behind it see the rectangle. Results are those of padded batches up to the rounding of sums.
 """
 
@@ -50,7 +50,7 @@ class Unpadding:
         row = self._row_of_pass
         if row is None:
             return None
-        self.be(row)
+        self.stand_in(row)
         if "hidden_states" in kwargs:
             return args, {**kwargs, "hidden_states": row.take(kwargs["hidden_states"])}
         return (row.take(args[0]), *args[1:]), kwargs
@@ -60,15 +60,15 @@ class Unpadding:
         if self._row is None:
             return None
         output.last_hidden_state = self._row.put(output.last_hidden_state)
-        self.be(None)
+        self.stand_in(None)
         return output
 
     def end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Behind the model, also where it failed."""
         self._row_of_pass = None
-        self.be(None)
+        self.stand_in(None)
 
-    def be(self, row: Row | None) -> None:
+    def stand_in(self, row: Row | None) -> None:
         """Tokens stand in this row from here on, or in a rectangle."""
         self._row = row
         if self._masks is not None:
@@ -81,19 +81,23 @@ class Unpadding:
     @contextmanager
     def _as(self, row: Row | None) -> Iterator[None]:
         before = self._row
-        self.be(row)
+        self.stand_in(row)
         try:
             yield
         finally:
-            self.be(before)
+            self.stand_in(before)
 
 
 def unpad(model: Any, masks: DropoutMasks | None) -> Unpadding | str:
     """Let a model compute no padding while it trains; else why it cannot, and it is left as it is.
 
-    model: of transformers, with its adapters, before an engine has it and before its activations are checkpointed.
-    masks: what `randomness.mask_dropout` returned.
+    model: of transformers, with its adapters, also one that PEFT wraps, before an engine has it and before its activations are
+    checkpointed. masks: what `randomness.mask_dropout` returned.
     """
+    if hasattr(model, "get_base_model"):  # PEFT's
+        if model.active_peft_config.is_prompt_learning:
+            return "its method puts tokens of its own before every text"
+        model = model.get_base_model()
     kind, implementation = model.config.model_type, getattr(model.config, "_attn_implementation", None)
     if not hasattr(model, "base_model") or kind not in STACKS:
         return f"model type {kind!r} is none of {', '.join(STACKS)}"
@@ -111,7 +115,7 @@ def unpad(model: Any, masks: DropoutMasks | None) -> Unpadding | str:
     unpadding = Unpadding(masks)
     last = layers[-1] if _reads_firsts(model) else None
     for layer in layers:
-        EncoderLayer(layer, ROLES[kind], now=unpadding.now, narrow=unpadding.be, masks=masks, only_firsts=layer is last).install()
+        EncoderLayer(layer, ROLES[kind], now=unpadding.now, narrow=unpadding.stand_in, masks=masks, only_firsts=layer is last).install()
     model.register_forward_pre_hook(unpadding.begin, with_kwargs=True)
     model.register_forward_hook(unpadding.end, always_call=True)
     stack.register_forward_pre_hook(unpadding.enter, with_kwargs=True)

@@ -1,4 +1,4 @@
-"""Kernels in C++ for CPUs (`csrc/kernels.cpp`): compiled once per machine, kept, loaded. Where there is no compiler, torch computes.
+"""Kernels in C++ for CPUs (`csrc/`): compiled once per machine, kept, loaded. Where there is no compiler, torch computes.
 
 They know memory and sizes alone; `fused.py` and `dropout.py` call them on tensors.
 """
@@ -24,6 +24,7 @@ TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 _FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
 _SECONDS = 120
+"""A compiler is given: it takes about three."""
 
 _POINTER, _SIZE, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
 _NOISE = (_POINTER, _INT, _FLOAT)  # columns, limit, scale
@@ -89,19 +90,22 @@ def _declared(library: ctypes.CDLL) -> ctypes.CDLL:
 
 def _built() -> Path:
     compiler = _compiler()
-    source = resources.files(__package__).joinpath("csrc", "kernels.cpp").read_bytes()
+    sources = {file.name: file.read_bytes() for file in resources.files(__package__).joinpath("csrc").iterdir()}
     # Home folders are shared by machines of several kinds: what `native` means here is part of the name.
     target = _said(*compiler, "-march=native", "-Q", "--help=target") + _said(*compiler, "--version")
-    key = hashlib.sha256(b"\0".join([source, target, " ".join((*compiler, *_FLAGS)).encode()])).hexdigest()
+    key = hashlib.sha256(
+        b"\0".join([*(sources[name] for name in sorted(sources)), target, " ".join((*compiler, *_FLAGS)).encode()])
+    ).hexdigest()
     root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions")
     library = root / "adakron" / f"kernels-{key[:16]}.so"
     if not library.is_file():
         library.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:
-            text = Path(folder) / "kernels.cpp"
-            text.write_bytes(source)
+            for name, content in sources.items():
+                (Path(folder) / name).write_bytes(content)
+            texts = [str(Path(folder) / name) for name in sorted(sources) if name.endswith(".cpp")]
             with publish(library) as partial:
-                _said(*compiler, *_FLAGS, str(text), "-o", str(partial))
+                _said(*compiler, *_FLAGS, *texts, "-o", str(partial))
                 if not partial.is_file():
                     raise ConfigError(f"{compiler[0]} made no library (name a compiler in $CXX)")
     return library

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, inject_adapter_in_model
+from peft import LoraConfig, PromptTuningConfig, get_peft_model, inject_adapter_in_model
 
 from adakron.config import AdapterConfig
 from adakron.models import adapt, checkpoint_activations
@@ -200,3 +200,27 @@ def test_attention_that_was_asked_for_is_kept():
     model.config._attn_implementation = "flash_attention_2"
     assert unpad(model, None) == "its attention is flash_attention_2, neither eager nor sdpa"
     assert model.config._attn_implementation == "flash_attention_2"
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT asks for it
+@pytest.mark.parametrize("model_type", ["bert", "distilbert"])
+def test_a_model_that_peft_wraps_computes_no_padding_either(model_type):
+    targets = ["query", "value"] if model_type == "bert" else ["q_lin", "v_lin"]
+    found = []
+    for unpadded in (False, True):
+        torch.manual_seed(0)
+        model = get_peft_model(dropping(model_type, "sdpa"), LoraConfig(target_modules=targets, lora_dropout=0.2, init_lora_weights=False))
+        masks = mask_dropout(model, seed=5)
+        assert not unpadded or isinstance(unpad(model, masks), Unpadding)
+        masks.training_pass(0, 0, np.arange(3))
+        logits = model.train()(**tiny_batch()).logits
+        torch.nn.functional.cross_entropy(logits, torch.tensor([0, 1, 0])).backward()
+        gradients = {name: one.grad for name, one in model.named_parameters() if one.grad is not None}
+        found.append(Step(logits.detach(), gradients, []))
+    assert_same(found[1], found[0])
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT asks for it
+def test_methods_that_put_tokens_before_texts_stay_padded():
+    model = get_peft_model(tiny_model("bert"), PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=2))
+    assert unpad(model, None) == "its method puts tokens of its own before every text"

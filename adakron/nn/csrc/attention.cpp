@@ -1,179 +1,11 @@
-// What an encoder computes between its matrix products, on a CPU, without intermediate tensors: dropout, residual, LayerNorm and the
-// attention of texts that stand one behind the other. Equations: ../README.md; the same in torch: ../rows.py and ../dropout.py.
-//
-// A plain C interface of pointers and sizes, so that no header of torch or Python is compiled. T is float or bf16. Where torch would
-// round a tensor to T between two operations outside attention, so does this; sums are in float. Every output element is written by
-// one thread in one order: results do not depend on the number of threads.
+// Attention of every text to itself, head by head.
 
 #include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <limits>
 #include <vector>
 
+#include "numbers.h"
+
 namespace {
-
-struct bf16 {
-    uint16_t bits;
-};
-
-inline float widen(float x) { return x; }
-
-inline float widen(bf16 x) {
-    const uint32_t bits = uint32_t(x.bits) << 16;
-    float wide;
-    std::memcpy(&wide, &bits, sizeof wide);
-    return wide;
-}
-
-template <class T> inline T narrow(float x);
-
-template <> inline float narrow<float>(float x) { return x; }
-
-// To nearest, ties to even; NaN stays one.
-template <> inline bf16 narrow<bf16>(float x) {
-    uint32_t bits;
-    std::memcpy(&bits, &x, sizeof bits);
-    const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-    return {uint16_t(x == x ? rounded : 0x7fc0)};
-}
-
-template <class T> inline float rounded(float x) { return widen(narrow<T>(x)); }
-
-// ---- Draws (../counters.py) -------------------------------------------------------------------------------------------------------
-
-constexpr uint64_t GOLDEN = 0x9E3779B97F4A7C15u;
-constexpr int WORDS = 8;  // of four draws, in a vector
-
-inline uint64_t mixed(uint64_t key, uint64_t counter) {
-    uint64_t z = key + (counter + 1) * GOLDEN;
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
-    return z ^ (z >> 31);
-}
-
-// Dropout of one row: what its elements are multiplied by, 0 or scale. Made in whole vectors: columns and factors have room for them.
-struct Noise {
-    const int64_t* columns;  // keys of words
-    int16_t limit;           // draws below are dropped
-    float scale;
-
-    static int64_t room(int64_t width) { return (width + 4 * WORDS - 1) / (4 * WORDS) * (4 * WORDS); }
-
-    // words: room(width) / 4 of them.
-    void row(uint64_t key, int64_t width, int64_t* words, float* factors) const {
-        const int64_t count = room(width) / 4;
-        const int16_t least = limit;
-        const int64_t* column = columns;
-        const float kept = scale;  // a copy, which no write to factors can change
-        for (int64_t j = 0; j < count; ++j) {
-            uint64_t w = (key ^ uint64_t(column[j])) * 0xD6E8FEB86659FD93u;
-            w += uint64_t(int64_t(w) >> 32);
-            w += 2 * w * w;
-            words[j] = int64_t(w + uint64_t(int64_t(w) >> 32));
-        }
-        const int16_t* draws = reinterpret_cast<const int16_t*>(words);
-#pragma omp simd
-        for (int64_t c = 0; c < 4 * count; ++c) factors[c] = draws[c] >= least ? kept : 0.0f;
-    }
-};
-
-// ---- Dropout, residual, LayerNorm -------------------------------------------------------------------------------------------------
-
-template <class T>
-void dropout(const T* x, const int64_t* keys, const int64_t* columns, int limit, float scale, T* out, int64_t rows, int64_t width) {
-    const Noise noise{columns, int16_t(limit), rounded<T>(scale)};
-#pragma omp parallel
-    {
-        std::vector<int64_t> words(Noise::room(width) / 4);
-        std::vector<float> factors(Noise::room(width));
-#pragma omp for schedule(static)
-        for (int64_t r = 0; r < rows; ++r) {
-            noise.row(keys[r], width, words.data(), factors.data());
-            const T* in = x + r * width;
-            T* to = out + r * width;
-#pragma omp simd
-            for (int64_t c = 0; c < width; ++c) to[c] = narrow<T>(widen(in[c]) * factors[c]);
-        }
-    }
-}
-
-// sum = dropout(x) + residual; out = LayerNorm(sum) * weight + bias. keys null: no dropout. moments: (rows, 2), mean and 1 / deviation.
-template <class T>
-void add_norm(const T* x, const T* residual, const int64_t* keys, const int64_t* columns, int limit, float scale, const T* weight,
-              const T* bias, float eps, T* sum, float* moments, T* out, int64_t rows, int64_t width) {
-    const Noise noise{columns, int16_t(limit), rounded<T>(scale)};
-#pragma omp parallel
-    {
-        std::vector<int64_t> words(Noise::room(width) / 4);
-        std::vector<float> factors(Noise::room(width), 1.0f), wide(width);
-        float *f = factors.data(), *s = wide.data();
-#pragma omp for schedule(static)
-        for (int64_t r = 0; r < rows; ++r) {
-            if (keys) noise.row(keys[r], width, words.data(), f);
-            const T *a = x + r * width, *b = residual + r * width;
-            T *kept = sum + r * width, *to = out + r * width;
-            float total = 0.0f;
-#pragma omp simd reduction(+ : total)
-            for (int64_t c = 0; c < width; ++c) {
-                const float value = rounded<T>(rounded<T>(widen(a[c]) * f[c]) + widen(b[c]));
-                kept[c] = narrow<T>(value);
-                s[c] = value;
-                total += value;
-            }
-            const float mean = total / float(width);
-            float squares = 0.0f;
-#pragma omp simd reduction(+ : squares)
-            for (int64_t c = 0; c < width; ++c) squares += (s[c] - mean) * (s[c] - mean);
-            const float inverse = 1.0f / std::sqrt(squares / float(width) + eps);
-            moments[2 * r] = mean;
-            moments[2 * r + 1] = inverse;
-#pragma omp simd
-            for (int64_t c = 0; c < width; ++c) to[c] = narrow<T>((s[c] - mean) * inverse * widen(weight[c]) + widen(bias[c]));
-        }
-    }
-}
-
-// Gradients of x and of residual from that of out. With keys null the two are equal and to_x may be null.
-template <class T>
-void add_norm_backward(const T* gradient, const T* sum, const float* moments, const int64_t* keys, const int64_t* columns, int limit,
-                       float scale, const T* weight, T* to_x, T* to_residual, int64_t rows, int64_t width) {
-    const Noise noise{columns, int16_t(limit), rounded<T>(scale)};
-#pragma omp parallel
-    {
-        std::vector<int64_t> words(Noise::room(width) / 4);
-        std::vector<float> factors(Noise::room(width)), normal(width), weighted(width);
-        float *f = factors.data(), *n = normal.data(), *g = weighted.data();
-#pragma omp for schedule(static)
-        for (int64_t r = 0; r < rows; ++r) {
-            const T *from = gradient + r * width, *s = sum + r * width;
-            const float mean = moments[2 * r], inverse = moments[2 * r + 1];
-            float total = 0.0f, along = 0.0f;
-#pragma omp simd reduction(+ : total, along)
-            for (int64_t c = 0; c < width; ++c) {
-                n[c] = (widen(s[c]) - mean) * inverse;
-                g[c] = widen(from[c]) * widen(weight[c]);
-                total += g[c];
-                along += g[c] * n[c];
-            }
-            total /= float(width);
-            along /= float(width);
-            T* residual = to_residual + r * width;
-#pragma omp simd
-            for (int64_t c = 0; c < width; ++c) {
-                g[c] = rounded<T>(inverse * (g[c] - total - n[c] * along));
-                residual[c] = narrow<T>(g[c]);
-            }
-            if (!keys) continue;
-            noise.row(keys[r], width, words.data(), f);
-            T* x = to_x + r * width;
-#pragma omp simd
-            for (int64_t c = 0; c < width; ++c) x[c] = narrow<T>(g[c] * f[c]);
-        }
-    }
-}
-
-// ---- Attention --------------------------------------------------------------------------------------------------------------------
 
 // e^x for x <= 0, to 2 units in the last place: Cephes' expf (S. L. Moshier, 1989), without its branches.
 inline float exponential(float x) {
@@ -247,6 +79,8 @@ struct Head {
         : first_query(texts.queries[e]), end(texts.queries[e + 1]), first_key(texts.keys[e]), count(texts.keys[e + 1] - first_key),
           width(padded(count)), depth(padded(texts.depth)), column(h * texts.depth),
           dropout(texts.dropout ? mixed(texts.dropout[e], uint64_t(h)) : 0) {}
+
+    uint64_t row_key(int64_t query) const { return mixed(dropout, uint64_t(query - first_query)); }
 };
 
 // Rows of a head in float: (count, padded depth), zero where depth is padded and behind the last row of a block.
@@ -335,7 +169,7 @@ void attention(const Texts& texts, const T* queries, int64_t query_stride, const
                     logs[(first + r) * heads + h] = most * scaling + std::log(sum);
                     const float inverse = 1.0f / sum;
                     if (texts.dropout) {
-                        texts.noise.row(mixed(head.dropout, uint64_t(first + r - head.first_query)), count, scratch.words.data(), factors);
+                        texts.noise.row(head.row_key(first + r), count, scratch.words.data(), factors);
 #pragma omp simd
                         for (int64_t j = 0; j < width; ++j) w[j] *= inverse * factors[j];
                     } else {
@@ -366,7 +200,8 @@ void attention_backward(const Texts& texts, const T* gradient, const T* queries,
             const int64_t width = head.width, count = head.count, room = Noise::room(width);
             scratch.begin(6 * head.depth * width + 3 * BLOCK * head.depth + 2 * BLOCK * width + room, room);
             float *k = scratch.take(head.depth * width), *kt = scratch.take(head.depth * width), *v = scratch.take(head.depth * width);
-            float *vt = scratch.take(head.depth * width), *to_k = scratch.take(head.depth * width), *to_v = scratch.take(head.depth * width);
+            float* vt = scratch.take(head.depth * width);
+            float *to_k = scratch.take(head.depth * width), *to_v = scratch.take(head.depth * width);
             float *q = scratch.take(BLOCK * head.depth), *g = scratch.take(BLOCK * head.depth), *to_q = scratch.take(BLOCK * head.depth);
             float *weights = scratch.take(BLOCK * width), *scores = scratch.take(BLOCK * width), *factors = scratch.take(room);
             copy_rows(keys + head.first_key * key_stride + head.column, key_stride, count, depth, k);
@@ -393,7 +228,7 @@ void attention_backward(const Texts& texts, const T* gradient, const T* queries,
                     const float log = logs[(first + r) * heads + h];
 #pragma omp simd
                     for (int64_t j = 0; j < width; ++j) w[j] = j < count ? exponential(w[j] * scaling - log) : 0.0f;
-                    if (texts.dropout) texts.noise.row(mixed(head.dropout, uint64_t(first + r - head.first_query)), count, scratch.words.data(), factors);
+                    if (texts.dropout) texts.noise.row(head.row_key(first + r), count, scratch.words.data(), factors);
                     float along = 0.0f;
 #pragma omp simd reduction(+ : along)
                     for (int64_t j = 0; j < width; ++j) {
@@ -419,45 +254,27 @@ void attention_backward(const Texts& texts, const T* gradient, const T* queries,
 
 }  // namespace
 
-#define FOR_TYPE(T, NAME)                                                                                                              \
-    void adakron_dropout_##NAME(const T* x, const int64_t* keys, const int64_t* columns, int limit, float scale, T* out, int64_t rows,  \
-                                int64_t width) {                                                                                       \
-        dropout(x, keys, columns, limit, scale, out, rows, width);                                                                     \
-    }                                                                                                                                  \
-    void adakron_add_norm_##NAME(const T* x, const T* residual, const int64_t* keys, const int64_t* columns, int limit, float scale,    \
-                                 const T* weight, const T* bias, float eps, T* sum, float* moments, T* out, int64_t rows,              \
-                                 int64_t width) {                                                                                      \
-        add_norm(x, residual, keys, columns, limit, scale, weight, bias, eps, sum, moments, out, rows, width);                         \
-    }                                                                                                                                  \
-    void adakron_add_norm_backward_##NAME(const T* gradient, const T* sum, const float* moments, const int64_t* keys,                  \
-                                          const int64_t* columns, int limit, float scale, const T* weight, T* to_x, T* to_residual,    \
-                                          int64_t rows, int64_t width) {                                                               \
-        add_norm_backward(gradient, sum, moments, keys, columns, limit, scale, weight, to_x, to_residual, rows, width);                \
-    }                                                                                                                                  \
-    void adakron_attention_##NAME(const int64_t* query_offsets, const int64_t* key_offsets, int64_t texts, int64_t heads,              \
-                                  int64_t depth, const int64_t* dropout_keys, const int64_t* columns, int limit, float scale,          \
-                                  float scaling, const T* queries, int64_t query_stride, const T* keys, const T* values,               \
-                                  int64_t key_stride, T* out, float* logs) {                                                           \
-        const Texts all{query_offsets, key_offsets, texts, heads, depth, dropout_keys, {columns, int16_t(limit), rounded<T>(scale)}, scaling};     \
-        attention(all, queries, query_stride, keys, values, key_stride, out, logs);                                                    \
-    }                                                                                                                                  \
-    void adakron_attention_backward_##NAME(const int64_t* query_offsets, const int64_t* key_offsets, int64_t texts, int64_t heads,     \
+#define FOR_TYPE(T, NAME) \
+    void adakron_attention_##NAME(const int64_t* query_offsets, const int64_t* key_offsets, int64_t texts, int64_t heads, \
+                                  int64_t depth, const int64_t* dropout_keys, const int64_t* columns, int limit, float scale, \
+                                  float scaling, const T* queries, int64_t query_stride, const T* keys, const T* values, \
+                                  int64_t key_stride, T* out, float* logs) { \
+        const Noise noise{columns, int16_t(limit), rounded<T>(scale)}; \
+        const Texts all{query_offsets, key_offsets, texts, heads, depth, dropout_keys, noise, scaling}; \
+        attention(all, queries, query_stride, keys, values, key_stride, out, logs); \
+    } \
+    void adakron_attention_backward_##NAME(const int64_t* query_offsets, const int64_t* key_offsets, int64_t texts, int64_t heads, \
                                            int64_t depth, const int64_t* dropout_keys, const int64_t* columns, int limit, float scale, \
-                                           float scaling, const T* gradient, const T* queries, int64_t query_stride, const T* keys,    \
-                                           const T* values, int64_t key_stride, const float* logs, T* to_queries,                      \
-                                           int64_t to_query_stride, T* to_keys, T* to_values, int64_t to_key_stride) {                 \
-        const Texts all{query_offsets, key_offsets, texts, heads, depth, dropout_keys, {columns, int16_t(limit), rounded<T>(scale)}, scaling};     \
+                                           float scaling, const T* gradient, const T* queries, int64_t query_stride, const T* keys, \
+                                           const T* values, int64_t key_stride, const float* logs, T* to_queries, \
+                                           int64_t to_query_stride, T* to_keys, T* to_values, int64_t to_key_stride) { \
+        const Noise noise{columns, int16_t(limit), rounded<T>(scale)}; \
+        const Texts all{query_offsets, key_offsets, texts, heads, depth, dropout_keys, noise, scaling}; \
         attention_backward(all, gradient, queries, query_stride, keys, values, key_stride, logs, to_queries, to_query_stride, to_keys, \
-                           to_values, to_key_stride);                                                                                  \
+                           to_values, to_key_stride); \
     }
 
 extern "C" {
-// Keys of a dropout's rows. keys: of texts. places: of the rows, in a rectangle of texts with that many columns.
-void adakron_row_keys(const int64_t* keys, int64_t call, const int64_t* places, int64_t columns, int64_t* out, int64_t rows) {
-    for (int64_t r = 0; r < rows; ++r)
-        out[r] = int64_t(mixed(mixed(uint64_t(keys[places[r] / columns]), uint64_t(call)), uint64_t(places[r] % columns)));
-}
-
 FOR_TYPE(float, float32)
 FOR_TYPE(bf16, bfloat16)
 }
