@@ -43,9 +43,11 @@ def test_the_fine_tuned_model_leaves_a_bag_of_words_far_behind(default_run):
     assert fine_tuned > 0.93
 
 
-def test_nothing_is_compiled(default_run):
+def test_nothing_but_our_kernels_is_compiled(default_run):
+    """DeepSpeed's operators would take minutes."""
     cwd, finished = default_run
-    assert not (cwd / "builds").exists()
+    builds = cwd / "builds"
+    assert not builds.exists() or [folder.name for folder in builds.iterdir()] == ["adakron"]
     assert "built successfully" not in finished.stdout
 
 
