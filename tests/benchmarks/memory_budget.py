@@ -23,14 +23,14 @@ from typing import Any
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
-from adakron import backbone, distributed, models, trainable
-from adakron.config import AdapterConfig, ModelConfig, TrainingConfig
+from adakron import distributed, models, trainable
+from adakron.config import AdapterConfig, TrainingConfig
 from adakron.engine import ds_config
 from adakron.engine.engine import TrainingEngine
 from adakron.engine.partitioning import partitioned_loading
 from adakron.launcher import World
 from launch.program import run_program
-from tests.benchmarks.partitioned_loading import Peak, held
+from tests.benchmarks.partitioned_loading import Peak, held, load_classifier
 from tests.helpers import tiny
 from tests.helpers.launch import ROOT
 
@@ -40,6 +40,7 @@ LARGEST = 4 * WIDTH * WIDTH
 
 
 def save_model(folder: Path) -> None:
+    """The model and a tokenizer, as transformers saves them."""
     tiny.word_tokenizer().save_pretrained(folder)
     config = BertConfig(
         vocab_size=27, hidden_size=WIDTH, num_hidden_layers=LAYERS, num_attention_heads=16, intermediate_size=4 * WIDTH, pad_token_id=0,
@@ -92,13 +93,7 @@ def measured(way: str, folder: Path, settings: ds_config.DeepSpeedSettings, worl
     """Load, adapt, train; what that took."""
     before = held()
     with Peak() as loading:
-        base = backbone.load_backbone(
-            ModelConfig(model_name_or_path=str(folder)),
-            auto_class="AutoModelForSequenceClassification",
-            options={"num_labels": 2},
-            seed=0,
-            partitioned=partitioned_loading(settings, device) if way != "whole" else None,
-        )
+        base = load_classifier(folder, partitioned_loading(settings, device) if way != "whole" else None)
         models.adapt(base.model, AdapterConfig(), seed=0, new_parameters=base.new_parameters)
         groups = trainable.trainable_groups(base.model, 0.0)
         engine = TrainingEngine(base.model, groups, settings, TrainingConfig(max_steps=STEPS), total_steps=STEPS, device=device)

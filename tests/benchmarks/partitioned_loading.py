@@ -13,6 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
@@ -66,6 +67,17 @@ def save_model(folder: Path) -> None:
         BertForSequenceClassification(config).bfloat16().save_pretrained(folder)
 
 
+def load_classifier(folder: Path, partitioned: AbstractContextManager[None] | None) -> backbone.Backbone:
+    """The model of a folder with a new head of two classes. partitioned: see `load_backbone`."""
+    return backbone.load_backbone(
+        ModelConfig(model_name_or_path=str(folder)),
+        auto_class="AutoModelForSequenceClassification",
+        options={"num_labels": 2},
+        seed=0,
+        partitioned=partitioned,
+    )
+
+
 def main(arguments: Sequence[str], world: World) -> None:
     """Measure one way of loading."""
     parser = argparse.ArgumentParser()
@@ -82,13 +94,7 @@ def main(arguments: Sequence[str], world: World) -> None:
     settings = ds_config.resolve(ds_config.read_json(str(ROOT / "ds_configs" / "zero3_fp32.json")), values)
     before = held()
     with Peak() as loading:
-        base = backbone.load_backbone(
-            ModelConfig(model_name_or_path=str(folder)),
-            auto_class="AutoModelForSequenceClassification",
-            options={"num_labels": 2},
-            seed=0,
-            partitioned=partitioned_loading(settings, device) if way == "parts" else None,
-        )
+        base = load_classifier(folder, partitioned_loading(settings, device) if way == "parts" else None)
     loaded = held()
     models.adapt(base.model, AdapterConfig(), seed=0, new_parameters=base.new_parameters)
     training = TrainingConfig(max_steps=2)

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ class Step:
 
     logits: torch.Tensor
     gradients: dict[str, torch.Tensor]
-    shapes: list[torch.Size]
+    shapes: Sequence[torch.Size]
 
 
 @pytest.fixture(autouse=True, params=["torch", "compiled"])
@@ -62,6 +63,11 @@ def step(model: Any, *, unpadded: bool, checkpointed: bool = False, masked: bool
     model.train()
     if masks is not None:
         masks.training_pass(3, 0, np.array([10, 11, 12]))
+    return passed(model, shapes)
+
+
+def passed(model: Any, shapes: Sequence[torch.Size] = ()) -> Step:
+    """A forward and a backward pass of a model that is ready."""
     logits = model(**tiny_batch()).logits
     torch.nn.functional.cross_entropy(logits, torch.tensor([0, 1, 0])).backward()
     gradients = {name: one.grad for name, one in model.named_parameters() if one.grad is not None}
@@ -137,10 +143,7 @@ def test_what_is_done_to_a_linear_layer_between_steps_counts(change):
             assert isinstance(unpad(model, None), Unpadding)
         model(**tiny_batch())
         change(model.get_submodule("bert.encoder.layer.1.attention.self.value"))
-        logits = model(**tiny_batch()).logits
-        torch.nn.functional.cross_entropy(logits, torch.tensor([0, 1, 0])).backward()
-        gradients = {name: one.grad for name, one in model.named_parameters() if one.grad is not None}
-        found.append(Step(logits.detach(), gradients, []))
+        found.append(passed(model))
     assert_same(found[1], found[0])
 
 
@@ -156,10 +159,7 @@ def test_dropout_around_the_queries_is_that_of_a_padded_batch():
         assert not unpadded or isinstance(unpad(model, masks), Unpadding)
         model.train()
         masks.training_pass(3, 0, np.array([10, 11, 12]))
-        logits = model(**tiny_batch()).logits
-        torch.nn.functional.cross_entropy(logits, torch.tensor([0, 1, 0])).backward()
-        gradients = {name: one.grad for name, one in model.named_parameters() if one.grad is not None}
-        found.append(Step(logits.detach(), gradients, []))
+        found.append(passed(model))
     assert_same(found[1], found[0])
 
 
@@ -213,10 +213,7 @@ def test_a_model_that_peft_wraps_computes_no_padding_either(model_type):
         masks = mask_dropout(model, seed=5)
         assert not unpadded or isinstance(unpad(model, masks), Unpadding)
         masks.training_pass(0, 0, np.arange(3))
-        logits = model.train()(**tiny_batch()).logits
-        torch.nn.functional.cross_entropy(logits, torch.tensor([0, 1, 0])).backward()
-        gradients = {name: one.grad for name, one in model.named_parameters() if one.grad is not None}
-        found.append(Step(logits.detach(), gradients, []))
+        found.append(passed(model.train()))
     assert_same(found[1], found[0])
 
 

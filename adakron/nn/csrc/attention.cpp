@@ -131,6 +131,20 @@ struct Scratch {
     }
 };
 
+// A head's keys and values as the loops want them, in scratch's memory: 3 * depth * width of it.
+struct KeysAndValues {
+    float *k, *kt, *v;
+
+    template <class T>
+    KeysAndValues(const Head& head, const T* keys, const T* values, int64_t stride, int64_t depth, Scratch& scratch)
+        : k(scratch.take(head.depth * head.width)), kt(scratch.take(head.depth * head.width)), v(scratch.take(head.depth * head.width)) {
+        const int64_t first = head.first_key * stride + head.column;
+        copy_rows(keys + first, stride, head.count, depth, k);
+        transpose(k, head.count, head.depth, head.width, kt);
+        copy_rows(values + first, stride, head.count, depth, v);
+    }
+};
+
 // out: rows of `heads * depth`. logs: (rows of queries, heads), log of the softmax's denominator, for the backward pass.
 template <class T>
 void attention(const Texts& texts, const T* queries, int64_t query_stride, const T* keys, const T* values, int64_t key_stride, T* out,
@@ -146,16 +160,13 @@ void attention(const Texts& texts, const T* queries, int64_t query_stride, const
             const Head head(texts, task / heads, h);
             const int64_t width = head.width, count = head.count, room = Noise::room(width);
             scratch.begin(3 * head.depth * width + 2 * BLOCK * head.depth + BLOCK * width + room, room);
-            float *k = scratch.take(head.depth * width), *kt = scratch.take(head.depth * width), *v = scratch.take(head.depth * width);
+            const KeysAndValues side(head, keys, values, key_stride, depth, scratch);
             float *q = scratch.take(BLOCK * head.depth), *o = scratch.take(BLOCK * head.depth);
             float *weights = scratch.take(BLOCK * width), *factors = scratch.take(room);
-            copy_rows(keys + head.first_key * key_stride + head.column, key_stride, count, depth, k);
-            transpose(k, count, head.depth, width, kt);
-            copy_rows(values + head.first_key * key_stride + head.column, key_stride, count, depth, v);
             for (int64_t first = head.first_query; first < head.end; first += BLOCK) {
                 const int64_t rows = head.end - first < BLOCK ? head.end - first : BLOCK;
                 copy_rows(queries + first * query_stride + head.column, query_stride, rows, depth, q, BLOCK);
-                products(q, head.depth, head.depth, kt, width, weights);
+                products(q, head.depth, head.depth, side.kt, width, weights);
                 for (int64_t r = 0; r < rows; ++r) {
                     float* w = weights + r * width;
                     float most = w[0], sum = 0.0f;
@@ -177,7 +188,7 @@ void attention(const Texts& texts, const T* queries, int64_t query_stride, const
                         for (int64_t j = 0; j < width; ++j) w[j] *= inverse;
                     }
                 }
-                products(weights, width, count, v, head.depth, o);
+                products(weights, width, count, side.v, head.depth, o);
                 write_rows(o, rows, depth, out + first * heads * depth + head.column, heads * depth);
             }
         }
@@ -199,15 +210,12 @@ void attention_backward(const Texts& texts, const T* gradient, const T* queries,
             const Head head(texts, task / heads, h);
             const int64_t width = head.width, count = head.count, room = Noise::room(width);
             scratch.begin(6 * head.depth * width + 3 * BLOCK * head.depth + 2 * BLOCK * width + room, room);
-            float *k = scratch.take(head.depth * width), *kt = scratch.take(head.depth * width), *v = scratch.take(head.depth * width);
+            const KeysAndValues side(head, keys, values, key_stride, depth, scratch);
             float* vt = scratch.take(head.depth * width);
             float *to_k = scratch.take(head.depth * width), *to_v = scratch.take(head.depth * width);
             float *q = scratch.take(BLOCK * head.depth), *g = scratch.take(BLOCK * head.depth), *to_q = scratch.take(BLOCK * head.depth);
             float *weights = scratch.take(BLOCK * width), *scores = scratch.take(BLOCK * width), *factors = scratch.take(room);
-            copy_rows(keys + head.first_key * key_stride + head.column, key_stride, count, depth, k);
-            transpose(k, count, head.depth, width, kt);
-            copy_rows(values + head.first_key * key_stride + head.column, key_stride, count, depth, v);
-            transpose(v, count, head.depth, width, vt);
+            transpose(side.v, count, head.depth, width, vt);
             std::memset(to_k, 0, sizeof(float) * size_t(head.depth * count));
             std::memset(to_v, 0, sizeof(float) * size_t(head.depth * count));
 #pragma omp simd
@@ -216,7 +224,7 @@ void attention_backward(const Texts& texts, const T* gradient, const T* queries,
                 const int64_t rows = head.end - first < BLOCK ? head.end - first : BLOCK;
                 copy_rows(queries + first * query_stride + head.column, query_stride, rows, depth, q, BLOCK);
                 copy_rows(gradient + first * heads * depth + head.column, heads * depth, rows, depth, g, BLOCK);
-                products(q, head.depth, head.depth, kt, width, weights);
+                products(q, head.depth, head.depth, side.kt, width, weights);
                 products(g, head.depth, head.depth, vt, width, scores);
                 for (int64_t r = 0; r < BLOCK; ++r) {
                     float *w = weights + r * width, *s = scores + r * width;
@@ -241,7 +249,7 @@ void attention_backward(const Texts& texts, const T* gradient, const T* queries,
                         w[j] *= factors[j];
                     }
                 }
-                products(scores, width, count, k, head.depth, to_q);
+                products(scores, width, count, side.k, head.depth, to_q);
                 write_rows(to_q, rows, depth, to_queries + first * to_query_stride + head.column, to_query_stride);
                 outer_products(scores, width, q, head.depth, count, to_k);
                 outer_products(weights, width, g, head.depth, count, to_v);
