@@ -138,7 +138,9 @@ class EncoderLayer:
         if row.texts is not None and self._fuses(parts, p):
             assert read.texts is not None
             noise = fused.Noise(self._masks.text_keys(), p) if p and self._masks is not None else None
-            attended = fused.attention(tuple(part[0] for part in parts), fused.Texts(read.texts, row.texts), heads, scaling, noise)
+            attended = fused.attention(
+                tuple(part[0] for part in parts), fused.Texts(read.texts, row.texts, row.mask_BT.shape[1]), heads, scaling, noise
+            )
             return attended.unsqueeze(0), asking
 
         def by_head(x: Tensor) -> Tensor:

@@ -63,10 +63,13 @@ class _AddNorm(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class Texts:
-    """Where texts begin in the rows of queries, and of keys and values: int64, (B + 1,) each, on the host."""
+    """Where texts begin in the rows of queries, and of keys and values: int64, (B + 1,) each, on the host. longest: no text has more
+    keys.
+    """
 
     queries: Tensor
     keys: Tensor
+    longest: int
 
 
 def attention(parts: tuple[Tensor, ...], texts: Texts, heads: int, scaling: float, noise: Noise | None) -> Tensor:
@@ -120,6 +123,5 @@ class _Attention(torch.autograd.Function):
 
 
 def _texts(texts: Texts, heads: int, width: int, noise: Noise | None, scaling: float) -> tuple[Any, ...]:
-    longest = int((texts.keys[1:] - texts.keys[:-1]).max()) if len(texts.keys) > 1 else 0
-    dropping = noise.arguments(longest) if noise is not None else _NO_NOISE
+    dropping = noise.arguments(texts.longest) if noise is not None else _NO_NOISE
     return texts.queries, texts.keys, len(texts.keys) - 1, heads, width // heads, *dropping, scaling

@@ -108,7 +108,7 @@ def test_attention(dtype, drops, firsts, split):
     q = q[begins] if firsts else q
     parts = {1: (leaf,), 2: (q, torch.cat([k, v], -1)), 3: (q, k, v)}[split]
     made = fused.Noise(text_keys, P) if drops else None
-    out = fused.attention(parts, fused.Texts(queries, texts), HEADS, DEPTH**-0.5, made)
+    out = fused.attention(parts, fused.Texts(queries, texts, max(lengths)), HEADS, DEPTH**-0.5, made)
     assert torch.equal(out[len(expected) :], torch.zeros_like(out[len(expected) :])), "behind the last text"
     assert_near(out[: len(expected)], expected, dtype)
 
@@ -127,7 +127,9 @@ def test_results_do_not_depend_on_the_number_of_threads(dtype):
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            out = fused.attention((parts,), fused.Texts(texts, texts), HEADS, DEPTH**-0.5, fused.Noise(text_keys, P))
+            out = fused.attention(
+                (parts,), fused.Texts(texts, texts, int(texts.diff().max())), HEADS, DEPTH**-0.5, fused.Noise(text_keys, P)
+            )
             results.append((out, *torch.autograd.grad(out.sum(), parts)))
     finally:
         torch.set_num_threads(before)
@@ -139,7 +141,7 @@ def test_what_is_not_finite_stays_so_and_in_its_text():
     parts = torch.randn(40, 3 * HEADS * DEPTH)
     parts[3, 5] = torch.nan
     parts.requires_grad_()
-    out = fused.attention((parts,), fused.Texts(texts, texts), HEADS, DEPTH**-0.5, None)
+    out = fused.attention((parts,), fused.Texts(texts, texts, int(texts.diff().max())), HEADS, DEPTH**-0.5, None)
     (gradient,) = torch.autograd.grad(out.sum(), parts)
     for found in (out, gradient):
         assert found[:20].isnan().any() and found[20:].isfinite().all()
